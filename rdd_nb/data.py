@@ -20,7 +20,7 @@ from torchvision.transforms import functional as tvf
 from tqdm import tqdm
 from .core import generator
 
-# %% ../nbs/05_data.ipynb #cead0ff1
+# %% ../nbs/05_data.ipynb #baccfe87
 def _labels(values, what, n):
     "`values` as an int64 tensor (n,), or one clear line about what is wrong with them."
     try: values = values.detach() if isinstance(values, torch.Tensor) else torch.as_tensor(np.require(values, requirements='CW'))
@@ -37,13 +37,17 @@ def _names(ids, names, what):
     if low < 0 or high > last: raise ValueError(f'{what} must lie in 0..{last}, got {low if low < 0 else high}')
     return [str(i) for i in range(high + 1)] if names is None else [str(name) for name in names]
 
+def _finite(x):
+    "Whether `x` holds neither NaN nor infinity: a finite sum says so at once, and only an overflow needs the second look."
+    return bool(x.sum().isfinite() or x.isfinite().all())
+
 def _per_channel(value, x):
     "One number, or one per channel (column) of `x`, as a float32 tensor with one per channel."
     value = torch.as_tensor(value, dtype=torch.float32, device=x.device).flatten()
     if len(value) not in (1, x.shape[1]): raise ValueError(f'mean and std need 1 or {x.shape[1]} numbers, got {len(value)}')
     return value.expand(x.shape[1]).clone()
 
-# %% ../nbs/05_data.ipynb #89e0a5b7
+# %% ../nbs/05_data.ipynb #a999217d
 class GroupedDataset(Dataset):
     "Normalised images (or table rows), their labels, and the group of each where it is known. `dataset[i]` is `(x, y)`, never the group."
     def __init__(self,
@@ -60,7 +64,7 @@ class GroupedDataset(Dataset):
         if x.ndim not in (2, 4) or not x.numel():
             raise ValueError(f'x has shape {tuple(x.shape)}: expected (n, channels, height, width) or (n, columns), none of them 0')
         if not x.is_floating_point(): raise ValueError(f'x has dtype {str(x.dtype)[6:]}: expected floating point (from_arrays takes raw images)')
-        if not x.isfinite().all(): raise ValueError(f'x holds NaN or infinity, first in sample {int((~x.isfinite()).flatten(1).any(1).nonzero()[0])}')
+        if not _finite(x): raise ValueError(f'x holds NaN or infinity, first in sample {int((~x.isfinite()).flatten(1).any(1).nonzero()[0])}')
         y = _labels(y, 'y', len(x)).to(x.device)
         found = y.unique()
         if classes is None and (found[0] != 0 or found[-1] != len(found) - 1):
@@ -79,28 +83,27 @@ class GroupedDataset(Dataset):
         groups = 'groups unknown' if self.group is None else 'groups ' + ', '.join(self.groups)
         return f'GroupedDataset({self.name or "unnamed"}: {len(self)} x {tuple(self.x.shape[1:])}, {self.n_classes} classes, {groups})'
 
-# %% ../nbs/05_data.ipynb #523d902b
+# %% ../nbs/05_data.ipynb #3ac6f457
 def _spread(stat, x): return stat.view(1, -1, *[1] * (x.ndim - 2))
 
 @patch
 def normalise(self: GroupedDataset, raw):
     "Raw values to what the networks see: `(raw - mean) / std`, channel by channel."
-    return (raw - _spread(self.mean, raw)) / _spread(self.std, raw)
+    return (raw - _spread(self.mean, raw)).div_(_spread(self.std, raw))
 
 @patch
 def pixels(self: GroupedDataset):
     "The raw values: images in [0, 1], table rows in their own units."
-    raw = self.x * _spread(self.std, self.x) + _spread(self.mean, self.x)
-    return raw.clamp(0, 1) if raw.ndim == 4 else raw
+    raw = (self.x * _spread(self.std, self.x)).add_(_spread(self.mean, self.x))
+    return raw.clamp_(0, 1) if raw.ndim == 4 else raw
 
-# %% ../nbs/05_data.ipynb #93ba465c
+# %% ../nbs/05_data.ipynb #1365b78c
 def channel_stats(raw):
     "Mean and standard deviation of each channel (or column), in float64, to six significant digits; a constant channel has std 1."
-    channels = [raw[:, c].double() for c in range(raw.shape[1])]
-    six_digits = lambda value: float(f'{value:.6g}')
-    mean = [six_digits(float(c.mean())) for c in channels]
-    std = [six_digits(float(c.std(correction=0))) for c in channels]
-    return mean, [s if s > 1e-12 else 1. for s in std]
+    six_digits = lambda value: float(f'{float(value):.6g}')
+    mean = [raw[:, c].mean(dtype=torch.float64) for c in range(raw.shape[1])]
+    var = [(raw[:, c] - float(m)).square_().mean(dtype=torch.float64) for c, m in enumerate(mean)]
+    return [six_digits(m) for m in mean], [six_digits(v.sqrt()) if v > 1e-12 * m * m and v > 0 else 1. for v, m in zip(var, mean)]
 
 @patch
 def renormalise(self: GroupedDataset,
@@ -216,7 +219,7 @@ def exact_share(y, n_classes, share, rng):
         chosen[members[torch.randperm(len(members), generator=rng)[:k]]] = True
     return chosen
 
-# %% ../nbs/05_data.ipynb #951dddeb
+# %% ../nbs/05_data.ipynb #30a48044
 def two_looks(
     rare,         # raw images (n, C, H, W), labels, n_classes, rng -> raw images in the rare look
     usual=None,   # the same for the usual look; None: as they are
@@ -240,7 +243,7 @@ def _checked(look, x, *context):
     name = getattr(look, '__name__', 'the look')
     if not isinstance(out, torch.Tensor) or out.ndim != x.ndim or (out.shape[0], *out.shape[2:]) != (x.shape[0], *x.shape[2:]):
         raise ValueError(f'shift: {name} must keep the shape {tuple(x.shape)}, got {tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__}')
-    if not out.isfinite().all() or (x.ndim == 4 and (out.min() < 0 or out.max() > 1)):
+    if not _finite(out) or (x.ndim == 4 and (out.min() < 0 or out.max() > 1)):
         raise ValueError(f'shift: {name} must return raw values in [0, 1], got {float(out.min()):.3g} to {float(out.max()):.3g}')
     return out
 
@@ -330,13 +333,15 @@ def stratified(strata, n, rng):
     picked = [(strata == s).nonzero().squeeze(1)[torch.randperm(int(sizes[s]), generator=rng)[:take[s]]] for s in range(len(sizes))]
     return torch.cat(picked).sort().values
 
-# %% ../nbs/05_data.ipynb #04d021e5
+# %% ../nbs/05_data.ipynb #cea1b144
 def _fingerprints(dataset):
     "One short hash for each sample: eight-bit pixels of images, float32 values of table rows."
-    raw = dataset.pixels().cpu()
-    raw = raw.mul(255).round().byte() if raw.ndim == 4 else raw + 0.   # + 0 makes -0 and 0 the same
-    shape = str(tuple(raw.shape[1:])).encode()
-    return [hashlib.blake2b(row.tobytes(), digest_size=16, key=shape).digest() for row in raw.contiguous().numpy()]
+    shape, found = str(tuple(dataset.x.shape[1:])).encode(), []
+    for x in dataset.x.split(1024):
+        raw = dataset._with(x=x).pixels().cpu()
+        raw = raw.mul_(255).round_().byte() if raw.ndim == 4 else raw.add_(0.)   # -0 + 0 is 0
+        found += [hashlib.blake2b(row.tobytes(), digest_size=16, key=shape).digest() for row in raw.contiguous().numpy()]
+    return found
 
 def overlap(
     a,  # GroupedDataset
@@ -405,7 +410,7 @@ def _every_class(dataset, complaint):
     if missing: raise ValueError(f'{complaint} class {missing[0]} ({dataset.classes[missing[0]]!r})')
     return dataset
 
-# %% ../nbs/05_data.ipynb #ee4fd758
+# %% ../nbs/05_data.ipynb #842077e7
 def from_arrays(
     x,                    # (n, C, H, W), (n, H, W) or, with `channels_last`, (n, H, W, C) images, uint8 or floats in [0, 1]; or (n, d) table rows
     y,                    # (n,) integer labels in 0..C-1, each at least once
@@ -433,7 +438,7 @@ def _raw_values(x, channels_last=False):
     x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2) if channels_last else x
     if x.dtype == torch.uint8: return x.float() / 255
     if not x.is_floating_point(): raise ValueError(f'x has dtype {str(x.dtype)[6:]}: expected uint8 (0..255) or floats in [0, 1]')
-    if x.isfinite().all() and x.numel() and (x.min() < 0 or x.max() > 1):
+    if x.numel() and _finite(x) and (x.min() < 0 or x.max() > 1):
         raise ValueError(f'x has values from {float(x.min()):.4g} to {float(x.max()):.4g}: float images must lie in [0, 1] (raw, not normalised)')
     return x.float()
 
