@@ -97,6 +97,15 @@ def pixels(self: GroupedDataset):
     raw = (self.x * _spread(self.std, self.x)).add_(_spread(self.mean, self.x))
     return raw.clamp_(0, 1) if raw.ndim == 4 else raw
 
+# %% ../nbs/05_data.ipynb #33ddde34
+@patch
+def _with(self: GroupedDataset, **changes):
+    "A shallow copy with some attributes replaced."
+    new = copy.copy(self)
+    new.__dict__.pop('_by_class', None)
+    new.__dict__.update(changes)
+    return new
+
 # %% ../nbs/05_data.ipynb #1365b78c
 def channel_stats(raw):
     "Mean and standard deviation of each channel (or column), in float64, to six significant digits; a constant channel has std 1."
@@ -116,15 +125,6 @@ def renormalise(self: GroupedDataset,
     mean, std = own[0] if mean is None else mean, own[1] if std is None else std
     new = self._with(mean=_per_channel(mean, raw), std=_per_channel(std, raw))
     return new if new.mean.equal(self.mean) and new.std.equal(self.std) else new._with(x=new.normalise(raw))
-
-# %% ../nbs/05_data.ipynb #33ddde34
-@patch
-def _with(self: GroupedDataset, **changes):
-    "A shallow copy with some attributes replaced."
-    new = copy.copy(self)
-    new.__dict__.pop('_by_class', None)
-    new.__dict__.update(changes)
-    return new
 
 # %% ../nbs/05_data.ipynb #8543c152
 @patch
@@ -161,7 +161,7 @@ def counts(self: GroupedDataset):
     table = cell.bincount(minlength=self.n_classes * len(groups)).view(self.n_classes, len(groups))
     return pd.DataFrame(table.cpu().numpy(), index=pd.Index(self.classes, name='class'), columns=pd.Index(groups, name='group'))
 
-# %% ../nbs/05_data.ipynb #6105e4f9
+# %% ../nbs/05_data.ipynb #696197ef
 @patch
 def show(self: GroupedDataset,
     n=8,  # images per group, one class after the other
@@ -176,7 +176,7 @@ def show(self: GroupedDataset,
         picked = [idx[k] for k in range(n) for idx in of_class if k < len(idx)][:n]
         for ax in row: ax.set(xticks=[], yticks=[], visible=False)
         for ax, i in zip(row, picked):
-            image = self.subset(i).pixels()[0].permute(1, 2, 0).cpu()
+            image = self.subset(i).pixels()[0].permute(1, 2, 0).cpu().numpy()
             ax.imshow(image if image.shape[2] == 3 else image[..., 0], cmap='gray', vmin=0, vmax=1)
             ax.set_title(self.classes[self.y[i]], fontsize=8, pad=2)
             ax.spines[:].set(color='0.7', linewidth=.5)
@@ -333,7 +333,7 @@ def stratified(strata, n, rng):
     picked = [(strata == s).nonzero().squeeze(1)[torch.randperm(int(sizes[s]), generator=rng)[:take[s]]] for s in range(len(sizes))]
     return torch.cat(picked).sort().values
 
-# %% ../nbs/05_data.ipynb #cea1b144
+# %% ../nbs/05_data.ipynb #8a95fd74
 def _fingerprints(dataset):
     "One short hash for each sample: eight-bit pixels of images, float32 values of table rows."
     shape, found = str(tuple(dataset.x.shape[1:])).encode(), []
@@ -351,6 +351,7 @@ def overlap(
     known = set(_fingerprints(b))
     return sum(f in known for f in _fingerprints(a))
 
+# %% ../nbs/05_data.ipynb #2c7501cf
 def _draw(dataset, n, rng):
     "A mask over about `n` samples, stratified by class and group; identical samples are drawn together or not at all."
     first = {}
@@ -360,6 +361,26 @@ def _draw(dataset, n, rng):
     chosen = torch.zeros(len(first), dtype=torch.bool)
     chosen[stratified(strata.cpu()[where], min(round(n * len(first) / len(dataset)), len(first)), rng)] = True
     return chosen[unit]
+
+# %% ../nbs/05_data.ipynb #3b084187
+def _amount(amount, total, what):
+    "A fraction or a number of samples as a number of samples."
+    if isinstance(amount, (int, np.integer)) and not isinstance(amount, bool) and 0 < amount < total: return int(amount)
+    if isinstance(amount, (float, np.floating)) and 0 < amount < 1: return max(1, round(amount * total))
+    raise ValueError(f'{what} must be a fraction in (0, 1), a number in 1..{total - 1} or a GroupedDataset, got {amount!r}')
+
+def _alike(part, dataset, what):
+    "`part` in raw values, if it has the shape and the classes of `dataset`."
+    if part.x.shape[1:] != dataset.x.shape[1:]: raise ValueError(f'{what} has samples of shape {tuple(part.x.shape[1:])}, the data set {tuple(dataset.x.shape[1:])}')
+    if part.classes != dataset.classes: raise ValueError(f'{what} has other classes than the data set: {str(part.classes)[:60]} and {str(dataset.classes)[:60]}')
+    if (part.groups or dataset.groups) != (dataset.groups or part.groups): raise ValueError(f'{what} has other groups than the data set: {part.groups} and {dataset.groups}')
+    return part.renormalise(0., 1.).to(dataset.x.device)
+
+def _every_class(dataset, complaint):
+    "Raises `ValueError` if a class has no sample."
+    missing = (dataset.y.bincount(minlength=dataset.n_classes) == 0).nonzero().flatten().tolist()
+    if missing: raise ValueError(f'{complaint} class {missing[0]} ({dataset.classes[missing[0]]!r})')
+    return dataset
 
 # %% ../nbs/05_data.ipynb #b88d54e9
 def split(
@@ -389,26 +410,6 @@ def split(
 def _shifted(raw, shift, share, part, seed):
     x, y, group = shift(raw.x, raw.y, raw.n_classes, share, generator('shift', part, seed), test=part == 'test')
     return GroupedDataset(x, y, group, raw.classes, shift.groups, name=raw.name)
-
-# %% ../nbs/05_data.ipynb #3b084187
-def _amount(amount, total, what):
-    "A fraction or a number of samples as a number of samples."
-    if isinstance(amount, (int, np.integer)) and not isinstance(amount, bool) and 0 < amount < total: return int(amount)
-    if isinstance(amount, (float, np.floating)) and 0 < amount < 1: return max(1, round(amount * total))
-    raise ValueError(f'{what} must be a fraction in (0, 1), a number in 1..{total - 1} or a GroupedDataset, got {amount!r}')
-
-def _alike(part, dataset, what):
-    "`part` in raw values, if it has the shape and the classes of `dataset`."
-    if part.x.shape[1:] != dataset.x.shape[1:]: raise ValueError(f'{what} has samples of shape {tuple(part.x.shape[1:])}, the data set {tuple(dataset.x.shape[1:])}')
-    if part.classes != dataset.classes: raise ValueError(f'{what} has other classes than the data set: {str(part.classes)[:60]} and {str(dataset.classes)[:60]}')
-    if (part.groups or dataset.groups) != (dataset.groups or part.groups): raise ValueError(f'{what} has other groups than the data set: {part.groups} and {dataset.groups}')
-    return part.renormalise(0., 1.).to(dataset.x.device)
-
-def _every_class(dataset, complaint):
-    "Raises `ValueError` if a class has no sample."
-    missing = (dataset.y.bincount(minlength=dataset.n_classes) == 0).nonzero().flatten().tolist()
-    if missing: raise ValueError(f'{complaint} class {missing[0]} ({dataset.classes[missing[0]]!r})')
-    return dataset
 
 # %% ../nbs/05_data.ipynb #842077e7
 def from_arrays(
@@ -494,7 +495,22 @@ def _existing_folder(path, what):
     if not os.access(path, os.R_OK | os.X_OK): raise ValueError(f'{what} {str(path)!r}: cannot be read (permission denied)')
     return path
 
-# %% ../nbs/05_data.ipynb #e6b42f66
+# %% ../nbs/05_data.ipynb #d8207e93
+def _read_image(path, use):
+    "`use(image)` for the image file at `path`, or one line that names the file."
+    from PIL import Image
+    try:
+        with Image.open(path) as image: return use(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise ValueError(f'{path}: not a readable image ({str(e).splitlines()[0]})') from None
+
+def _resized(image, size):
+    "The shorter side scaled to `size` pixels and the middle cut out; uint8 or float in [0, 1], any number of leading axes."
+    if size is None: return image
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1: raise ValueError(f'size must be a whole number of pixels, got {size!r}')
+    return tvf.center_crop(tvf.resize(image, size, antialias=True), size)
+
+# %% ../nbs/05_data.ipynb #86c13f72
 def from_folder(
     folder,          # holds one folder of images for each class
     size=None,       # shorter side in pixels; the middle is cut out. None: all images must have the same size
@@ -518,20 +534,6 @@ def from_folder(
         x[i] = image
     data = GroupedDataset(x.float() / 255, files.targets, classes=files.classes, name=folder.name)
     return data.renormalise() if normalise else data
-
-def _read_image(path, use):
-    "`use(image)` for the image file at `path`, or one line that names the file."
-    from PIL import Image
-    try:
-        with Image.open(path) as image: return use(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise ValueError(f'{path}: not a readable image ({str(e).splitlines()[0]})') from None
-
-def _resized(image, size):
-    "The shorter side scaled to `size` pixels and the middle cut out; uint8 or float in [0, 1], any number of leading axes."
-    if size is None: return image
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1: raise ValueError(f'size must be a whole number of pixels, got {size!r}')
-    return tvf.center_crop(tvf.resize(image, size, antialias=True), size)
 
 # %% ../nbs/05_data.ipynb #dadbd02e
 _Source = namedtuple('_Source', 'loader layout megabytes')  # torchvision class; what it wants below its root; size when laid out
@@ -560,7 +562,7 @@ def data_root(
     if download: return next((place for place in places if os.access(place, os.W_OK)), cache)
     raise FileNotFoundError(f'{name}: there is no {layout} in {str(places[0])!r}; pass download=True, or name the folder that holds it with root= or RDD_NB_DATA')
 
-# %% ../nbs/05_data.ipynb #b645895c
+# %% ../nbs/05_data.ipynb #49227148
 def _unpack(name, packed, cache):
     "Runs `packed/unpack.py` for one data set into `cache`; a half-unpacked set is never left under its final name."
     source, temporary = SOURCES[name], cache / f'.unpack-{name}-{os.getpid()}'
@@ -575,10 +577,11 @@ def _unpack(name, packed, cache):
         if process.returncode: raise ValueError(f'{name}: {packed / "unpack.py"} failed ({said[-1]})')
         for made in temporary.iterdir():
             if not (cache / made.name).exists(): made.rename(cache / made.name)
-    except OSError as e: raise ValueError(f'{name}: cannot be unpacked into {str(cache)!r} ({e.strerror or e}); choose another folder with cache= or RDD_NB_CACHE') from None
+    except OSError as e: raise ValueError(f'{name}: cannot be unpacked into {str(cache)!r} ({e}); choose another folder with cache= or RDD_NB_CACHE') from None
     finally: shutil.rmtree(temporary, ignore_errors=True)
     return cache
 
+# %% ../nbs/05_data.ipynb #8b7b9d78
 def _from_torchvision(name, train, root, download, size):
     "One part of a named set, raw."
     options = dict(split='train' if train else 'test') if name == 'svhn' else dict(train=train)
@@ -592,7 +595,26 @@ def _from_torchvision(name, train, root, download, size):
 
 def _eight_bit(x, size): return x if size is None else x.mul(255).round().div(255).clamp(0, 1)
 
-# %% ../nbs/05_data.ipynb #1d885be7
+# %% ../nbs/05_data.ipynb #1aaf980f
+def _digits(size):
+    from sklearn.datasets import load_digits
+    raw = load_digits()
+    x = torch.from_numpy(raw.images).float().div(16)[:, None]
+    return GroupedDataset(_eight_bit(_resized(x, size), size), raw.target, name='digits')
+
+def _from_image_folder(name, size, val, test):
+    "The data set, validation and test part of an image folder, raw; parts that have no folder of their own are left as they were asked for."
+    if not isinstance(name, (str, os.PathLike)) or (isinstance(name, str) and not Path(name).expanduser().exists() and os.sep not in name):
+        raise ValueError(f'data set {name!r} is unknown; known are digits, {", ".join(SOURCES)}, or a folder of images')
+    folder = _existing_folder(name, 'data set')
+    if not ((folder / 'train').is_dir() and (folder / 'test').is_dir()): return from_folder(folder, size, normalise=False), val, test
+    train = from_folder(folder / 'train', size, normalise=False)._with(name=folder.name)
+    grey = train.x.shape[1] == 1
+    part = lambda which: from_folder(folder / which, size, grey, train.classes, normalise=False)
+    if test is not None: raise ValueError(f'test={test!r}: {str(folder)!r} has a test set of its own')
+    return train, part('val') if val is None and (folder / 'val').is_dir() else val, part('test')
+
+# %% ../nbs/05_data.ipynb #cad8787d
 def load(
     name='digits',     # 'digits', a name in `SOURCES`, or a folder of images (class folders, or train/ and test/ with class folders)
     shift='minority',  # 'minority', 'colour', 'blur', 'long-tail', a function of raw images, or None
@@ -615,21 +637,3 @@ def load(
         data, test = [_from_torchvision(name, train, place, download, size) for train in (True, False)]
     else: data, val, test = _from_image_folder(name, size, val, test)
     return split(data, .1 if val is None else val, .25 if test is None else test, seed, shift, share)
-
-def _digits(size):
-    from sklearn.datasets import load_digits
-    raw = load_digits()
-    x = torch.from_numpy(raw.images).float().div(16)[:, None]
-    return GroupedDataset(_eight_bit(_resized(x, size), size), raw.target, name='digits')
-
-def _from_image_folder(name, size, val, test):
-    "The data set, validation and test part of an image folder, raw; parts that have no folder of their own are left as they were asked for."
-    if not isinstance(name, (str, os.PathLike)) or (isinstance(name, str) and not Path(name).expanduser().exists() and os.sep not in name):
-        raise ValueError(f'data set {name!r} is unknown; known are digits, {", ".join(SOURCES)}, or a folder of images')
-    folder = _existing_folder(name, 'data set')
-    if not ((folder / 'train').is_dir() and (folder / 'test').is_dir()): return from_folder(folder, size, normalise=False), val, test
-    train = from_folder(folder / 'train', size, normalise=False)._with(name=folder.name)
-    grey = train.x.shape[1] == 1
-    part = lambda which: from_folder(folder / which, size, grey, train.classes, normalise=False)
-    if test is not None: raise ValueError(f'test={test!r}: {str(folder)!r} has a test set of its own')
-    return train, part('val') if val is None and (folder / 'val').is_dir() else val, part('test')
