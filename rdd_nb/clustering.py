@@ -15,14 +15,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 from .core import generator
 
-# %% ../nbs/20_clustering.ipynb #fb33430e
+# %% ../nbs/20_clustering.ipynb #6587d5d0
 def _matrix(
     x,            # array or tensor, one sample per row; what follows the first dimension is flattened
     name='x',     # the argument's name, for the error
     device=None,  # where it goes, None for where it is
 ): # (n, d) float32 or float64
     "`x` as a matrix: float64 stays, everything else becomes float32. Raises `ValueError` below two dimensions or without rows."
-    x = torch.as_tensor(x, device=device).detach()
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'The given NumPy array is not writable')      # nothing here writes to it
+        x = torch.as_tensor(x if isinstance(x, torch.Tensor) else np.ascontiguousarray(x), device=device).detach()
     if x.ndim < 2 or 0 in x.shape: raise ValueError(f'{name} has shape {tuple(x.shape)}: expected one sample per row, (n, d) or (n, C, H, W), and at least one')
     if x.is_complex(): raise ValueError(f'{name} is {x.dtype}: expected real numbers')
     return x.flatten(1) if x.dtype == torch.float64 else x.flatten(1).float()
@@ -67,7 +69,7 @@ def _full_precision(f):
             for before, switch, _ in switches: switch(before)
     return inner
 
-# %% ../nbs/20_clustering.ipynb #ffe34dc3
+# %% ../nbs/20_clustering.ipynb #6e7cd124
 def _per_class(assign, x, centres, y, centre_y):
     "Ids from `assign(x, centres)`, taken in each class on its own when there are labels."
     if (y is None) != (centre_y is None): raise ValueError('y and centre_y: got one of them, expected both or none')
@@ -86,6 +88,7 @@ def _pair(x, centres, chunk_mb):
     centres = _matrix(centres, 'centres', x.device).to(x.dtype)
     if x.shape[1] != centres.shape[1]: raise ValueError(f'centres have {centres.shape[1]} features: expected {x.shape[1]}, as x has')
     if not chunk_mb > 0: raise ValueError(f'chunk_mb={chunk_mb}: expected a positive number of megabytes')
+    _finite(centres.square().sum(1), 'centres')
     return x, centres
 
 def _finite(x, name):
@@ -93,7 +96,7 @@ def _finite(x, name):
     if not torch.isfinite(x).all(): raise ValueError(f'{name} holds NaN, infinity or numbers too large to square: expected finite values')
     return x
 
-# %% ../nbs/20_clustering.ipynb #5e19bacb
+# %% ../nbs/20_clustering.ipynb #b9885954
 @_full_precision
 def assign_nearest(
     x,              # real samples (n, ...), array or tensor, flattened to (n, d)
@@ -106,7 +109,7 @@ def assign_nearest(
     x, centres = _pair(x, centres, chunk_mb)
     shift = centres.mean(0)
     ids = _per_class(lambda x, c: _nearest(x, c - shift, chunk_mb, shift), x, centres, y, centre_y)
-    return ids, _finite(_squared_distance(x, centres, ids, chunk_mb), 'x or centres')
+    return ids, _finite(_squared_distance(x, centres, ids, chunk_mb), 'x')
 
 # %% ../nbs/20_clustering.ipynb #edde113c
 def cell_mass(
@@ -152,7 +155,7 @@ def _seeds(x, k, gen, weight=None, tries=None, chunk_mb=64):
         chosen.append(picks)
     return torch.cat(chosen)
 
-# %% ../nbs/20_clustering.ipynb #06e28370
+# %% ../nbs/20_clustering.ipynb #1044eaf9
 def _cells(x, centres, weight, chunk_mb):
     "One pass over the data: nearest centre of each row, sum (k, d) and mass (k,) of each cluster, the last two in float64."
     k, half, ids = len(centres), centres.square().sum(1)[:, None] / 2, torch.empty(len(x), dtype=torch.long, device=x.device)
@@ -178,6 +181,7 @@ def _add_by_product(total, rows, ids, weight):
 def _relocate(x, centres, ids, total, mass, weight, chunk_mb):
     "Give each empty cluster the sample farthest from all centres, in place; a sample that is alone in its cluster, or on a centre, stays."
     distance = _squared_distance(x, centres, ids, chunk_mb)
+    distance[distance <= (16 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x, dim=1))**2] = 0     # copies of the centre
     if weight is not None: distance[weight == 0] = 0
     for e in (mass == 0).nonzero()[:, 0].tolist():
         while True:
@@ -242,7 +246,7 @@ def _stream(random_state, run):
     if not isinstance(random_state, numbers.Integral): raise ValueError(f'random_state={random_state!r}: expected an integer, None, a torch.Generator or a numpy generator')
     return generator(int(random_state), 'kmeans', run)
 
-# %% ../nbs/20_clustering.ipynb #e6e4b9c6
+# %% ../nbs/20_clustering.ipynb #b56aba8f
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     "k-means with scikit-learn's interface on arrays and tensors, CPU or GPU: seeded, in bounded memory, without empty clusters, exact far from the origin."
     def __init__(self,
@@ -310,7 +314,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
     def _given(self, x):
         "The initial centres that the user gave."
-        centres = _finite(_matrix(self.init, 'init', x.device).to(x.dtype), 'init')
+        centres = _matrix(self.init, 'init', x.device).to(x.dtype)
+        _finite(centres.square().sum(1), 'init')
         if centres.shape != (self.n_clusters, x.shape[1]): raise ValueError(f'init has shape {tuple(centres.shape)}: expected {(self.n_clusters, x.shape[1])}, (n_clusters, features)')
         return centres
 
@@ -473,7 +478,7 @@ def k_center_greedy(
         return chosen
     return _greedy(x, y, ipc, features, n_classes, choose)
 
-# %% ../nbs/20_clustering.ipynb #682ddac0
+# %% ../nbs/20_clustering.ipynb #951feeb2
 @_full_precision
 def assign_balanced(
     x,               # real samples (n, ...), flattened to (n, d)
@@ -504,4 +509,4 @@ def assign_balanced(
             column = log_mass - (log_plan + row[:, None]).logsumexp(0)
         return (log_plan + column).argmax(1)
     ids = _per_class(plan, x, tagged, y, centre_y)
-    return ids, _finite(_squared_distance(x, centres, ids, chunk_mb), 'x or centres')
+    return ids, _finite(_squared_distance(x, centres, ids, chunk_mb), 'x')
