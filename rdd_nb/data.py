@@ -382,7 +382,7 @@ def _every_class(dataset, complaint):
     if missing: raise ValueError(f'{complaint} class {missing[0]} ({dataset.classes[missing[0]]!r})')
     return dataset
 
-# %% ../nbs/05_data.ipynb #b88d54e9
+# %% ../nbs/05_data.ipynb #408fa320
 def split(
     dataset,        # GroupedDataset
     val=0.15,       # validation: a fraction of the whole, a number of samples, or a GroupedDataset
@@ -394,12 +394,15 @@ def split(
 ) -> Splits: # train, val, test; normalised with the training statistics
     "Stratified, leak-free parts of a data set, with a planted minority on request. Raises `ValueError` for parts that do not fit."
     shift, parts, rest = as_shift(shift, share), {}, dataset.renormalise(0., 1.)
-    if shift and dataset.group is not None:
-        raise ValueError(f'shift: the data set already has groups ({", ".join(dataset.groups)}); pass shift=None or dataset.without_groups()')
+    for known in (dataset, val, test):
+        if shift and getattr(known, 'group', None) is not None:
+            raise ValueError(f'shift: the data set already has groups ({", ".join(known.groups)}); pass shift=None or dataset.without_groups()')
     for part, amount, key in (('test', test, test_seed), ('val', val, seed)):
         if isinstance(amount, GroupedDataset): parts[part] = _alike(amount, dataset, part)
         else:
             mask = _draw(rest, _amount(amount, len(dataset), part), generator('split', part, key))
+            if mask.all() or not mask.any():
+                raise ValueError(f'{part}={amount!r} of {len(dataset)} samples leaves none for {"training" if mask.all() else part} (identical samples stay together)')
             parts[part], rest = rest.subset(mask), rest.subset(~mask)
     parts['train'] = rest
     _every_class(rest, 'no training samples are left for')

@@ -143,6 +143,7 @@ def test_split_by_class_and_known_group():
     s = split(given_groups, val=.1, test=.5)
     assert s.test.counts()['few'].tolist() == [5, 0] and s.train.groups == ['many', 'few']
     one_line(lambda: split(given_groups, shift='minority'), 'already has groups (many, few)')
+    one_line(lambda: split(given_groups.without_groups(), test=given_groups, shift='minority'), 'already has groups (many, few)')
 
 
 def test_given_parts_are_taken_as_they_are():
@@ -161,6 +162,9 @@ def test_amounts_out_of_range(amount):
 
 def test_a_class_that_ends_up_without_training_samples():
     lonely = from_arrays(torch.rand(10, 1, 4, 4), [0] * 9 + [1])
+    one_line(lambda: split(images(40), test=20, val=30), 'val=30 of 40 samples leaves none for training')
+    one_line(lambda: split(from_arrays(torch.zeros(40, 1, 4, 4), [0, 1] * 20)), 'test=0.25', 'identical samples stay together')
+    one_line(lambda: split(from_arrays(torch.zeros(40, 1, 4, 4), [0, 1] * 20), test=.75), 'test=0.75', 'none for training')
     with pytest.raises(ValueError, match="no training samples are left for class 1 \\('1'\\)"):
         for seed in range(20): split(lonely, val=5, test=4, seed=seed)
 
