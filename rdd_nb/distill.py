@@ -250,7 +250,7 @@ def _write_metrics(path, history):
     rows = (json.dumps(dict(step=i + 1, loss=l)) for i, l in enumerate(history))
     atomic_write(path, lambda p: p.write_text('\n'.join(rows) + '\n' if history else ''))
 
-# %% ../nbs/45_distill.ipynb #077291f1
+# %% ../nbs/45_distill.ipynb #2f157bf6
 def distill(
     data: GroupedDataset,        # training data
     method='rdd-distance',       # a name in `METHODS` or a `Method`
@@ -261,6 +261,7 @@ def distill(
     resume: bool = False,        # continue the run in `out`
     progress: bool = True,       # a progress bar with the matching loss
     checkpoint_every: int = 50,  # steps
+    source: dict | None = None,  # how the data were loaded, kept in the record
     **changes,                   # fields of the method to replace, e.g. `steps=50`, `risk='cvar(tail=0.2)'`
 ) -> SyntheticDataset:
     "Distil a data set. Raises `ValueError` in one line for input that does not fit, before anything is written."
@@ -284,7 +285,7 @@ def distill(
                     state = run.state_dict() | dict(seconds=before + time.perf_counter() - start)
                     atomic_write(checkpoint, lambda p: torch.save(state, p))
                     _write_metrics(out/'metrics.jsonl', run.history)
-    provenance = config | dict(method=name, settings=method.describe(), steps=method.steps, seconds=round(before + cost.seconds, 3),
+    provenance = config | dict(method=name, settings=method.describe(), source=source, steps=method.steps, seconds=round(before + cost.seconds, 3),
                                peak_mb=round(cost.peak_mb, 1), device=str(run.device), versions=versions())
     s = run.result(provenance, data.mean, data.std, data.classes)
     if out:

@@ -86,11 +86,11 @@ def wilson(
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0., (p + z * z / (2 * n) - half) / d),min(1., (p + z * z / (2 * n) + half) / d)
 
-# %% ../nbs/50_evaluation.ipynb #badcc6c5
+# %% ../nbs/50_evaluation.ipynb #7edd41cd
 def group_metrics(
     predicted: Tensor,     # (n,) labels
     test: GroupedDataset,  # with groups, or without: then everybody is in one group, 'all'
-    clusters: Tensor | None = None,  # (n,) cluster of each test sample, see `fit_clusters`
+    clusters: dict | None = None,  # {name: (n,) cluster of each test sample}, see `fit_clusters`
 ) -> dict:
     "Accuracy overall, per group, per class and group, and over clusters, with counts."
     hit,y = (predicted.cpu() == test.y.cpu()).double(),test.y.cpu()
@@ -102,7 +102,7 @@ def group_metrics(
     found = dict(accuracy=hit.mean().item(), group_accuracy={names[i]: a for i, (a, n) in groups.items()},
                  group_counts={names[i]: n for i, (a, n) in groups.items()}, worst_group_accuracy=min(a for a, n in groups.values()),
                  class_group_accuracy={k: a for k, (a, n) in cells.items()}, class_group_counts={k: n for k, (a, n) in cells.items()})
-    if clusters is not None: found['cluster_min_accuracy'] = min(a for a, n in by(clusters.cpu()).values())
+    for name, ids in (clusters or {}).items(): found[f'{name}_min_accuracy'] = min(a for a, n in by(ids.cpu()).values())
     return found
 
 def _derived(row):
@@ -129,14 +129,14 @@ def reference_clusters(test: GroupedDataset) -> Tensor: # (n_test,) ids
     from sklearn.cluster import KMeans as SklearnKMeans
     return torch.as_tensor(SklearnKMeans(10, random_state=0).fit_predict(test.x.cpu().flatten(1).numpy())).long()
 
-# %% ../nbs/50_evaluation.ipynb #0e4749fe
+# %% ../nbs/50_evaluation.ipynb #4bbd0a2b
 def evaluate(
     source,                # a `SyntheticDataset`, or a `GroupedDataset` for training on real samples
     test: GroupedDataset,
     training=Training(),
     networks: int = 2,     # trained with different seeds
     seed: int = 0,
-    clusters: Tensor | None = None,  # see `fit_clusters`
+    clusters: dict | None = None,  # {name: cluster of each test sample}, see `fit_clusters`
     device=None,
 ) -> dict: # one row of a report, without 'method'
     "Train networks on `source`, test each once, and average. Raises `ValueError` when the classes do not fit; warns about missing ones."
@@ -161,14 +161,14 @@ def _average(values):
     if isinstance(values[0], dict): return {k: _average([v[k] for v in values]) for k in values[0]}
     return values[0] if isinstance(values[0], int) else float(np.mean(values))
 
-# %% ../nbs/50_evaluation.ipynb #d01f6391
+# %% ../nbs/50_evaluation.ipynb #e2dca227
 def interval(values, confidence=.95) -> dict: # mean, low, high
     "Mean of the values and Student's t interval for it; without an interval for a single value."
     v = np.asarray(values, dtype=float)
     half = float(stats.t.ppf(.5 + confidence / 2, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))) if len(v) > 1 else None
     return dict(mean=float(v.mean()), low=None if half is None else float(v.mean() - half), high=None if half is None else float(v.mean() + half))
 
-METRICS = ('accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy', 'tail_class_group_accuracy', 'balanced_accuracy', 'cluster_min_accuracy', 'seconds', 'peak_mb')
+METRICS = ('accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy', 'tail_class_group_accuracy', 'balanced_accuracy', 'cluster_min_accuracy', 'reference_cluster_min_accuracy', 'seconds', 'peak_mb')
 
 def summarise(rows) -> list: # one dict per method, in order of appearance
     "Mean and interval over seeds of every metric of every method."
