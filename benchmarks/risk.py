@@ -5,7 +5,7 @@
 
 CVaR is compared with the mean of the k largest losses, taken with `topk(k, sorted=False)` (the fastest that PyTorch has)
 and with `sort(descending=True)`; k is ceil(tail * n). Times are the fastest of many rounds in which the contestants take
-turns, so that a busy machine hits all of them alike. Exit status 1 if a ratio is above its limit.
+turns in changing order, so that a busy machine hits all of them alike. Exit status 1 if a ratio is above its limit.
 """
 import argparse, math, time
 from pathlib import Path
@@ -24,8 +24,11 @@ def seconds(contestants, losses, budget):
     "Fastest forward + backward of each contestant in seconds; they take turns for about `budget` seconds."
     sync = torch.cuda.synchronize if losses.is_cuda else (lambda: None)
     best, stop, rounds = dict.fromkeys(contestants, math.inf), time.perf_counter() + budget, 0
-    while rounds < 3 or time.perf_counter() < stop:
-        for name, f in contestants.items():
+    order = list(contestants.items())
+    while rounds < 20 or time.perf_counter() < stop:
+        order.reverse()                                # nobody always comes after the same one
+        for name, f in order:
+            if len(losses) * rounds > 5_000_000 and name == 'sort': continue  # slow and steady: a few rounds are enough
             x = losses.clone().requires_grad_()
             sync()
             start = time.perf_counter()

@@ -138,14 +138,14 @@ def _measure(name, value):
     if value.needs_groups: raise ValueError(f'{name}: {type(value).__name__} needs group labels of its own, expected a measure of losses alone')
     return value.check() if isinstance(value, Mixture) else value
 
-# %% ../nbs/25_risk.ipynb #3d226e8f
+# %% ../nbs/25_risk.ipynb #76576c09
 class Mean(Risk):
     "The expected loss: q = p."
     spread = staticmethod(lambda before, p: p)
     def _solve(self, l, p, groups): return _uniform(l) if p is None else p, 0
 
 class WorstCase(Risk, names=('WorstCase', 'max')):
-    "The largest loss that has positive probability; ties share the weight in proportion to p."
+    "The largest loss that has positive probability; ties share the weight in proportion to p (as the inner measure of `TwoLevel`, the first one gets it)."
     spread = staticmethod(lambda before, p: torch.where(before > 0, 0., (p > 0).to(p.dtype)))
     def _solve(self, l, p, groups):
         q = (l == l.amax(-1, keepdim=True)).to(l.dtype) * (1. if p is None else p)
@@ -236,11 +236,37 @@ def __rmul__(self: Risk, factor): return Mixture([(factor, self)])
 @patch
 def __add__(self: Risk, other): return Mixture([(1., self), (1., other)])
 
-# %% ../nbs/25_risk.ipynb #a3b1bc1d
+# %% ../nbs/25_risk.ipynb #6d77120f
+def _runs(l, groups):
+    "Order of the samples by group and then from the worst; number of the run and whether a run begins, for each sample in that order."
+    order = l.argsort(descending=True, stable=True)
+    order = order[groups[order].argsort(stable=True)]
+    first = torch.ones_like(groups, dtype=torch.bool)
+    first[1:] = groups[order][1:] != groups[order][:-1]
+    return order, first.cumsum(0) - 1, first
+
+# %% ../nbs/25_risk.ipynb #2106f079
+def _inner_by_rank(inner, l, p, ids, first):
+    "Weights inside the runs by the `spread` rule of `inner`, and the (absent) penalty of each run."
+    before = p.cumsum(0) - p
+    before = before - torch.where(first, before, 0.).cummax(0).values  # mass of the own run before a sample
+    return inner.spread(before, p).to(l.dtype), l.new_zeros(1)
+
+def _inner_by_table(inner, l, p, ids, first):
+    "Weights inside the runs and the penalty of each run, by a table with one row per run."
+    row = torch.arange(len(l), device=l.device)
+    column = row - torch.where(first, row, 0).cummax(0).values
+    shape = int(ids[-1]) + 1, int(column.max()) + 1
+    table, mass = l.new_zeros(shape), l.new_zeros(shape)
+    table[ids, column], mass[ids, column] = l, p.to(l.dtype)
+    q, penalty = inner._solve(_support(table, mass), mass, None)
+    return q[ids, column], (l.new_zeros(()) + penalty).expand(shape[0])
+
+# %% ../nbs/25_risk.ipynb #6a291d38
 class TwoLevel(Risk):
     """The `outer` measure over groups of the `inner` measure in each group; absent groups do not exist, and small ones count in full.
 
-    Waits for a GPU (once, for table sizes) only if `inner` is no mixture of `Mean`, `CVaR`, `WorstCase` and `Distortion` measures."""
+    Makes a GPU wait (once, for a table's size) only if `inner` is no mixture of `Mean`, `CVaR`, `WorstCase` and `Distortion` measures."""
     needs_groups = True
     def __init__(self,
                  inner, # measure of the losses inside one group
@@ -251,37 +277,18 @@ class TwoLevel(Risk):
         self.inner, self.outer, self.group_mass = _measure('inner', inner), _measure('outer', outer), group_mass
 
     def _solve(self, l, p, groups):
-        order = l.argsort(descending=True, stable=True)
-        order = order[groups[order].argsort(stable=True)]                # by group, in each group the worst first
-        groups, p = groups[order], _uniform(_wide(l)) if p is None else _wide(p[order])
-        first = torch.ones_like(groups, dtype=torch.bool)
-        first[1:] = groups[1:] != groups[:-1]
-        ids = first.cumsum(0) - 1
-        n_rows = len(l) if l.is_cuda else int(ids[-1]) + 1               # on a GPU: as many as there could be
-        add_up = lambda x: x.new_zeros(n_rows).index_add_(0, ids, x)
+        order, ids, first = _runs(l, groups)
+        x, p = l[order], _uniform(_wide(l)) if p is None else _wide(p[order])
+        n_rows = len(l) if l.is_cuda else int(ids[-1]) + 1
+        add_up = lambda v: v.new_zeros(n_rows).index_add_(0, ids, v)
         total, size = add_up(p), add_up(torch.ones_like(p))
         p = torch.where(total[ids] > 0, p / total[ids], 1 / size[ids])   # given the group
-        inner = self._inner_by_rank if self.inner.spread else self._inner_by_table
-        q, penalty = inner(l[order], p, ids, first)
-        risk = add_up((q * l[order]).masked_fill_(q == 0, 0))
+        q, penalty = (_inner_by_rank if self.inner.spread else _inner_by_table)(self.inner, x, p, ids, first)
+        risk = add_up((q * x).masked_fill_(q == 0, 0))
         risk[:len(penalty)] -= penalty
         mass = (total if self.group_mass == 'proportional' else (total > 0).to(p.dtype) / (total > 0).sum()).to(l.dtype)
         Q, outer_penalty = self.outer._solve(_support(risk, mass), mass, None)
         return torch.empty_like(l).scatter_(0, order, q * Q[ids]), _dot(Q[:len(penalty)], penalty) + outer_penalty
-
-    def _inner_by_rank(self, l, p, ids, first):
-        before = p.cumsum(0) - p
-        before = before - torch.where(first, before, 0.).cummax(0).values  # mass of the own group before a sample
-        return self.inner.spread(before, p).to(l.dtype), l.new_zeros(1)
-
-    def _inner_by_table(self, l, p, ids, first):
-        row = torch.arange(len(l), device=l.device)
-        column = row - torch.where(first, row, 0).cummax(0).values
-        shape = int(ids[-1]) + 1, int(column.max()) + 1
-        table, mass = l.new_zeros(shape), l.new_zeros(shape)
-        table[ids, column], mass[ids, column] = l, p.to(l.dtype)
-        q, penalty = self.inner._solve(_support(table, mass), mass, None)
-        return q[ids, column], (l.new_zeros(()) + penalty).expand(shape[0])
 
 # %% ../nbs/25_risk.ipynb #417e74f2
 class Entropic(Risk):

@@ -1,6 +1,8 @@
 "The risk measures against closed forms, convex programs, finite differences and bad input."
+import copy
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -497,6 +499,13 @@ def test_regret_and_doro():
 def test_text_round_trip(risk):
     assert from_string(repr(risk)) == risk and hash(from_string(repr(risk))) == hash(risk)
     assert repr(from_string(repr(risk).replace(' ', '').lower())) == repr(risk)
+
+
+@pytest.mark.parametrize('risk', FLAT + GROUPED, ids=name)
+def test_measures_can_be_copied_and_sent_to_other_processes(risk):
+    l, p, g = problem()
+    for twin in copy.deepcopy(risk), pickle.loads(pickle.dumps(risk)):
+        assert twin == risk and torch.equal(twin.weights(l, p, g), risk.weights(l, p, g))
 
 
 def test_text_as_typed():
