@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['FULL', 'run_cell', 'compare']
 
-# %% ../nbs/62_compare.ipynb #22361e8a
-import os
+# %% ../nbs/62_compare.ipynb #08d2cc95
 from pathlib import Path
 import joblib
 import torch
@@ -17,12 +16,13 @@ from .distill import METHODS, as_method, distill
 from .evaluation import Training, evaluate, fit_clusters, paired, reference_clusters, summarise
 from .synthetic import load
 
-# %% ../nbs/62_compare.ipynb #d28e8f07
+# %% ../nbs/62_compare.ipynb #a07d78a4
 FULL = {'full': None, 'full-risk': '0.5*mean + 0.5*cvar(tail=0.1)'}   # training on all real samples, and under which risk
 
 def run_cell(
     splits: Splits,        # train, val, test
-    method: str,           # a key of `METHODS` or of `FULL`
+    name: str,             # of the row
+    method,                # a `Method`, or None: `name` is a key of `FULL`
     seed: int,
     out,                   # folder of this cell
     ipc: int = 10,
@@ -31,36 +31,35 @@ def run_cell(
     on: str = 'test',      # the split to evaluate on: 'test', or 'val' while settings are being chosen
     device=None,
     progress: bool = False,
-    **changes,             # of the method
 ) -> dict: # the row
     "Distil and evaluate one method with one seed; a row that is already there for the same settings is returned as it is."
     device,out,test = pick_device(device),Path(out),getattr(splits, on)
     asked = dict(train=splits.train.hash(), test=test.hash(), ipc=ipc, training=training.describe(), networks=networks,
-                 method=as_method(method, **changes).describe() if method in METHODS else method)
+                 method=method.describe() if method else name)
     if (out/'report.json').exists():
         found = read_json(out/'report.json')
         if found.get('asked') == asked: return found['rows'][0]
         raise ValueError(f'{out} holds a row made with other settings; choose another folder')
-    if method in FULL:
+    if method is None:
         source,made = splits.train,dict(seconds=0., peak_mb=0., steps=0)
-        training = training if FULL[method] is None else Training(**vars(training) | dict(risk=FULL[method]))
+        training = training if FULL[name] is None else Training(**vars(training) | dict(risk=FULL[name]))
     else:
-        source = distill(splits.train, method, ipc, seed, device, out, resume=True, progress=progress, **changes)
+        source = distill(splits.train, method, ipc, seed, device, out, resume=True, progress=progress)
         made = {k: source.provenance[k] for k in ('seconds', 'peak_mb', 'steps')}
     clusters,reference = fit_clusters(splits.train, test),reference_clusters(test)
     row = evaluate(source, test, training, networks, seed, dict(cluster=clusters, reference_cluster=reference), device)
-    row = dict(method=method) | row | made
+    row = dict(method=name) | row | made
     write_json(out/'report.json', dict(asked=asked, versions=versions(), config=dict(device=str(device)), rows=[row], summary=summarise([row]), paired=[]))
     return row
 
-# %% ../nbs/62_compare.ipynb #11a95a5e
+# %% ../nbs/62_compare.ipynb #8f45e136
 def _alone(device, *args, **kw):
     if str(device) == 'cpu': torch.set_num_threads(1)
     return run_cell(*args, device=device, **kw)
 
 def compare(
     splits: Splits,
-    methods: list,               # keys of `METHODS` and of `FULL`
+    methods,                     # names from `METHODS` and `FULL`, or a dict {name: Method} (None for those of `FULL`)
     seeds: list,                 # distillation seeds
     out,                         # folder for everything
     ipc: int = 10,
@@ -72,31 +71,26 @@ def compare(
     resume: bool = False,
     progress: bool = True,
     source: dict | None = None,  # how the data were loaded, for the record
-    changes: dict | None = None, # {method: {field: value}}
 ) -> dict: # what is written to `<out>/report.json`
     "Run all methods with all seeds and write `report.json`. Raises `ValueError` for an unknown method or a folder that holds something else."
-    unknown = [m for m in methods if m not in METHODS and m not in FULL]
-    if unknown: raise ValueError(f'method={unknown[0]!r} is not known; choose from {", ".join([*METHODS, *FULL])}')
-    out,device,changes = Path(out),pick_device(device),changes or {}
-    config = dict(source=source, data=splits.train.name, train_hash=splits.train.hash(), test_hash=getattr(splits, on).hash(), on=on, methods=list(methods),
-                  seeds=list(seeds), ipc=ipc, training=training.describe(), networks=networks, device=str(device), changes={k: {n: str(v) for n, v in c.items()} for k, c in changes.items()})
+    if not isinstance(methods, dict): methods = {m: None if m in FULL else as_method(m) for m in methods}
+    out,device = Path(out),pick_device(device)
+    config = dict(source=source, data=splits.train.name, train_hash=splits.train.hash(), test_hash=getattr(splits, on).hash(), on=on, methods={k: m.describe() if m else k for k, m in methods.items()},
+                  seeds=list(seeds), ipc=ipc, training=training.describe(), networks=networks, device=str(device))
     _claim(out, config, resume)
-    cells = sorted(((m, s) for s in seeds for m in methods), key=lambda c: -_length(c[0]))
-    jobs = jobs or (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1 if device.type == 'cpu' else 1)
-    jobs = 1 if device.type != 'cpu' else jobs
-    work = (joblib.delayed(_alone)(device, splits, m, s, out/'runs'/f'{m}-seed{s}', ipc, training, networks, on, **changes.get(m, {})) for m, s in cells)
+    cells = sorted(((m, s) for s in seeds for m in methods), key=lambda c: -_length(methods[c[0]]))
+    jobs = 1 if device.type != 'cpu' else jobs or joblib.cpu_count()
+    work = (joblib.delayed(_alone)(device, splits, m, methods[m], s, out/'runs'/f'{m}-seed{s}', ipc, training, networks, on) for m, s in cells)
     results = joblib.Parallel(n_jobs=jobs, return_as='generator_unordered')(work)
     rows = list(tqdm(results, total=len(cells), desc='runs', disable=not progress))
-    rows.sort(key=lambda r: (methods.index(r['method']), r['seed']))
+    rows.sort(key=lambda r: (list(methods).index(r['method']), r['seed']))
     report = dict(config=config | dict(versions=versions()), rows=rows, summary=summarise(rows), paired=paired(rows))
     write_json(out/'report.json', report)
     return report
 
 def _length(method):
     "A guess of how long a cell takes, for the order."
-    if method in FULL: return 1000
-    m = METHODS[method]
-    return m.steps * (1 + m.network_steps)
+    return method.steps * (1 + method.network_steps) if method else 1000
 
 def _claim(out, config, resume):
     "Take the folder for this comparison, or refuse."

@@ -1,0 +1,108 @@
+"""Steps per second and peak memory of plain matching and of RDD, beside a plain eager loop in the style of published code.
+
+    OMP_NUM_THREADS=1 python benchmarks/steps.py                   # writes benchmarks/results/steps-cpu.json, some minutes
+    python benchmarks/steps.py --device cuda                       # writes benchmarks/results/steps-cuda.json
+    python benchmarks/steps.py --sizes digits --seconds 2          # a quick look
+
+The published loops go class by class: real batch, gradient; synthetic batch, gradient with graph; layer by layer and row by
+row the distance; one backward pass at the end. They are written again here in that style and timed in turns with ours, on
+random pixels and the same network, batch and number of synthetic images. Networks are not trained in between.
+"""
+import argparse, subprocess, time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from rdd_nb import data
+from rdd_nb.core import Cost, generator, versions, write_json
+from rdd_nb.distill import Distiller, as_method
+from rdd_nb.models import make_model
+
+SIZES = dict(digits=((1, 8, 8), 32, 64), mnist=((1, 28, 28), 128, 64), cifar=((3, 32, 32), 128, 64))  # shape, width, real samples per class
+METHODS = 'gradient', 'rdd-target', 'distribution', 'rdd-distance'
+IPC, CLASSES = 10, 10
+
+
+def eager_gradient_step(net, x, y, images, sy, optimizer):
+    "Gradient matching class by class and row by row, as in the published scripts."
+    parameters, loss = list(net.parameters()), 0.
+    for c in range(CLASSES):
+        real = torch.autograd.grad(F.cross_entropy(net(x[y == c]), y[y == c]), parameters)
+        synthetic = torch.autograd.grad(F.cross_entropy(net(images[sy == c]), sy[sy == c]), parameters, create_graph=True)
+        for a, b in zip(real, synthetic):
+            if a.dim() == 1: continue
+            a, b = a.detach().flatten(1), b.flatten(1)
+            loss = loss + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def eager_distribution_step(net, x, y, images, sy, optimizer):
+    "Distribution matching class by class."
+    loss = 0.
+    for c in range(CLASSES):
+        loss = loss + (net.features(x[y == c]).detach().mean(0) - net.features(images[sy == c]).mean(0)).square().sum()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def contestants(shape, width, batch, device):
+    "A function that does one step, for each method and each eager loop."
+    g, n = generator('steps', shape), CLASSES * batch * 2
+    x, y = torch.randn(n, *shape, generator=g), torch.arange(CLASSES).repeat_interleave(batch * 2)
+    train = data.GroupedDataset(x, y, torch.arange(n) % 2, groups=['a', 'b'])
+    options = dict(steps=10**6, width=width, batch=batch, network_steps=0, network_life=10**6, init='random')
+    steps = {m: Distiller(train, as_method(m, **options), IPC, 0, device).step for m in METHODS}
+    net = make_model('convnet', shape, CLASSES, width=width).to(device)
+    images, sy = torch.randn(CLASSES * IPC, *shape, device=device, requires_grad=True), torch.arange(CLASSES, device=device).repeat_interleave(IPC)
+    optimizer = torch.optim.SGD([images], .1, momentum=.5)
+    xd, yd = x.to(device), y.to(device)
+    def eager(f):
+        def step():
+            i = torch.cat([c * 2 * batch + torch.randperm(2 * batch)[:batch] for c in range(CLASSES)]).to(device)
+            f(net, xd[i], yd[i], images, sy, optimizer)
+        return step
+    return steps | {'eager gradient': eager(eager_gradient_step), 'eager distribution': eager(eager_distribution_step)}
+
+
+def measure(steps, device, seconds):
+    "Fastest step of each, in turns for about `seconds` in all, and the peak memory of one step."
+    best, peak = {}, {}
+    for name, step in steps.items():
+        step()
+        with Cost(device) as cost: step()
+        peak[name], best[name] = cost.peak_mb, cost.seconds
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop:
+        for name, step in steps.items():
+            with Cost(device) as cost: step()
+            best[name] = min(best[name], cost.seconds)
+    return best, peak
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--sizes', nargs='+', default=list(SIZES), choices=list(SIZES))
+    parser.add_argument('--seconds', type=float, default=20, help='for each size, after two steps of everybody')
+    parser.add_argument('--out', type=Path)
+    args = parser.parse_args()
+    if args.device == 'cpu': torch.set_num_threads(1)
+    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    rows = []
+    for size in args.sizes:
+        shape, width, batch = SIZES[size]
+        best, peak = measure(contestants(shape, width, batch, args.device), args.device, args.seconds)
+        for name in best:
+            base = best['eager gradient' if name in ('gradient', 'rdd-target', 'eager gradient') else 'eager distribution']
+            rows.append(dict(size=size, shape=shape, width=width, batch=batch, ipc=IPC, method=name, seconds=best[name], steps_per_second=1 / best[name],
+                             to_eager=best[name] / base, peak_mb=round(peak[name], 1)))
+            print(f"{size:7} {name:19} {1 / best[name]:8.2f} steps/s   time / eager {best[name] / base:5.2f}   peak {peak[name]:7.1f} MB", flush=True)
+    out = args.out or Path(__file__).parent / 'results' / f'steps-{args.device.split(":")[0]}.json'
+    write_json(out, dict(config=dict(device=args.device, threads=torch.get_num_threads(), seconds=args.seconds, commit=commit), versions=versions(), rows=rows))
+
+
+if __name__ == '__main__': main()

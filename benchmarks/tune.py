@@ -1,0 +1,84 @@
+"""Choose settings on validation data: which step size, how many clusters, which risk?
+
+    python benchmarks/tune.py          # writes benchmarks/results/tune.json; about ten minutes on two cores
+
+Every setting is distilled on three draws of the digits task (split and minority redrawn; the test images are the same
+in all of them and are not touched). The score is the balanced accuracy on validation images shown in both looks, so it
+uses knowledge of the groups on validation data, as is usual for group-robust methods. Rows that are already in the
+result file are not computed again.
+"""
+import argparse, itertools, json
+from pathlib import Path
+
+import joblib
+import numpy as np
+import torch
+
+from rdd_nb import data
+from rdd_nb.core import read_json, versions, write_json
+from rdd_nb.distill import distill
+from rdd_nb.evaluation import Training, evaluate
+
+SEEDS = 10, 11, 12   # of the data draw and of the distillation
+
+MEAN_CVAR = '0.5*mean + 0.5*cvar(tail=0.5)'
+UNIFORM, UNIFORM_CVAR = 'twolevel(mean, mean)', f'twolevel(mean, {MEAN_CVAR})'
+
+
+def grid(**options): return [dict(zip(options, values)) for values in itertools.product(*options.values())]
+
+
+KMEANS = dict(cells=['kmeans'])
+SETTINGS = [('kmeans', {}), ('random', {}),
+            *[('gradient', s) for s in grid(lr=[.02, .05, .1, .2, .5])],
+            *[('rdd-network', s) for s in grid(lr=[.05, .2])],
+            *[('rdd-target', s) for s in grid(lr=[.05, .1, .2, .5], risk=[UNIFORM_CVAR], cells_per_class=[3], **KMEANS)],
+            *[('rdd-target', s) for s in grid(lr=[.2], risk=[UNIFORM_CVAR], cells_per_class=[2, 4, 6], **KMEANS)],
+            *[('rdd-target', s) for s in grid(lr=[.2], risk=[UNIFORM], cells_per_class=[3], **KMEANS)],
+            *[('rdd-target', s) for s in grid(lr=[.2], risk=[UNIFORM_CVAR], cells=['synthetic'])],
+            *[('distribution', s) for s in grid(lr=[1., 5., 20.])],
+            *[('rdd-distance', s) for s in grid(lr=[1., 5., 20.], risk=[MEAN_CVAR], cells_per_class=[3], **KMEANS)],
+            *[('rdd-distance', s) for s in grid(lr=[5.], risk=[MEAN_CVAR], cells_per_class=[2, 4, 6, 10], **KMEANS)],
+            *[('rdd-distance', s) for s in grid(lr=[5.], risk=['mean', '0.5*mean + 0.5*cvar(tail=0.1)'], cells_per_class=[3], **KMEANS)],
+            *[('rdd-distance', s) for s in grid(lr=[5.], risk=['mean', MEAN_CVAR], cells=['synthetic'])],
+            *[('rdd-distance', s) for s in grid(lr=[5.], risk=['mean'], cells=['groups'])]]
+
+
+def both_looks(splits):
+    "The validation images, each once as it was and once inverted and transposed."
+    raw, planted = splits.val.pixels(), splits.val.group.bool().view(-1, 1, 1, 1)
+    raw = raw.where(~planted, data.invert_transpose(raw))          # the look is its own inverse
+    x, y, group = data.SHIFTS['minority'](raw, splits.val.y, splits.val.n_classes, .5, None, test=True)
+    both = data.GroupedDataset(x, y, group, splits.val.classes, splits.val.groups, name='digits/validation in both looks')
+    return both.renormalise(splits.train.mean, splits.train.std)
+
+
+def cell(method, setting, seed):
+    torch.set_num_threads(1)
+    splits = data.load('digits', seed=seed)
+    s = distill(splits.train, method, seed=seed, device='cpu', progress=False, **setting)
+    row = evaluate(s, both_looks(splits), Training(), networks=2, seed=seed, device='cpu')
+    return dict(method=method, setting=setting, seed=seed, seconds=s.provenance['seconds'],
+                **{k: row[k] for k in ('balanced_accuracy', 'group_accuracy', 'worst_class_group_accuracy')})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'results' / 'tune.json')
+    parser.add_argument('--jobs', type=int, default=-1)
+    args = parser.parse_args()
+    rows = read_json(args.out)['rows'] if args.out.exists() else []
+    key = lambda method, setting, seed: json.dumps([method, setting, seed], sort_keys=True)
+    done = {key(r['method'], r['setting'], r['seed']) for r in rows}
+    todo = [(m, s, seed) for m, s in SETTINGS for seed in SEEDS if key(m, s, seed) not in done]
+    for row in joblib.Parallel(args.jobs, return_as='generator_unordered')(joblib.delayed(cell)(*c) for c in todo):
+        rows.append(row)
+        write_json(args.out, dict(config=dict(seeds=SEEDS, training=Training().describe(), score='balanced_accuracy'), versions=versions(), rows=rows))
+    for m, s in SETTINGS:
+        own = [r for r in rows if (r['method'], r['setting']) == (m, s)]
+        mean = lambda f: np.mean([f(r) for r in own])
+        print(f"{m:13} {json.dumps(s):105} balanced {mean(lambda r: r['balanced_accuracy']):.3f}  majority {mean(lambda r: r['group_accuracy']['majority']):.3f}"
+              f"  minority {mean(lambda r: r['group_accuracy']['minority']):.3f}  worst {mean(lambda r: r['worst_class_group_accuracy']):.3f}")
+
+
+if __name__ == '__main__': main()
