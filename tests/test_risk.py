@@ -415,9 +415,11 @@ def test_nothing_waits_for_the_device(risk):
 def test_the_table_without_known_size(risk, monkeypatch):
     "On a GPU two levels reserve as many groups as samples; the result is the same."
     l, p, g = problem(23, 5)
-    expected = risk(l, p, g), risk.weights(l, p, g)
-    monkeypatch.setattr(torch.Tensor, 'is_cuda', True)
-    assert torch.allclose(risk(l, p, g), expected[0]) and torch.allclose(risk.weights(l, p, g), expected[1])
+    for shift in -100, 0, 100:                    # a reserved row taken for a loss of 0 would be the worst, or the best
+        expected = risk(l + shift, p, g), risk.weights(l + shift, p, g)
+        with monkeypatch.context() as m:
+            m.setattr(torch.Tensor, 'is_cuda', True)
+            assert torch.allclose(risk(l + shift, p, g), expected[0]) and torch.allclose(risk.weights(l + shift, p, g), expected[1])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
@@ -490,6 +492,10 @@ def test_regret_and_doro():
     assert DORO(CVaR(.3), 0)(l, p).item() == pytest.approx(CVaR(.3)(l, p).item())
     assert DORO(Mean(), .25)(torch.tensor([1., 2, 3, 1e30])).item() == pytest.approx(2)
     assert DORO(Mean(), .1)(torch.cat([torch.ones(18), torch.full((2,), 1e30)])).item() == 1
+    for n in range(5, 60):                         # k / n of the mass are exactly k samples, whatever the rounding
+        for k in 1, 2, 3:
+            l = torch.cat([torch.ones(n - k), torch.full((k,), 1e30)])
+            for mass in None, torch.full((n,), 1 / n): assert DORO(Mean(), k / n)(l, mass).item() == pytest.approx(1, rel=1e-5)
     assert DORO(WorstCase(), .125)(torch.tensor([1., 2, 3, math.inf]), torch.tensor([.25, .5, .125, .125])).item() == 3
 
 
