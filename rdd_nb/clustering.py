@@ -35,23 +35,22 @@ def _labels(y, x, name, of):
     if y.shape != x.shape[:1] or y.is_floating_point(): raise ValueError(f'{name} has shape {tuple(y.shape)} and type {y.dtype}: expected {len(x)} integers, one for each row of {of}')
     return y.long()
 
-# %% ../nbs/20_clustering.ipynb #832ed4e7
-def _chunks(x, k, chunk_mb, cpu_rows=256):
-    "Slices over the rows of `x`: a chunk with its distances to `k` centres stays below `chunk_mb`, and on a CPU in its cache."
+# %% ../nbs/20_clustering.ipynb #ac0faf03
+def _rows(x, k, chunk_mb, cpu_rows=256):
+    "Rows per chunk: a chunk of `x` with its distances to `k` centres stays below `chunk_mb`, and on a CPU in its cache."
     rows = max(1, int(chunk_mb * 2**20 / (x.element_size() * 2 * (x.shape[1] + k))))
-    if x.device.type == 'cpu': rows = min(rows, cpu_rows)
-    return [slice(i, i + rows) for i in range(0, len(x), rows)]
+    return min(rows, cpu_rows) if x.device.type == 'cpu' else rows
 
 def _nearest(x, centres, chunk_mb, shift=0):
     "Id of the centre nearest to each row of `x - shift`."
-    half, ids = centres.square().sum(1)[:, None] / 2, torch.empty(len(x), dtype=torch.long, device=x.device)
-    for r in _chunks(x, len(centres), chunk_mb): ids[r] = torch.addmm(half, centres, (x[r] - shift).T, alpha=-1).min(0).indices
+    half, ids, n = centres.square().sum(1)[:, None] / 2, torch.empty(len(x), dtype=torch.long, device=x.device), _rows(x, len(centres), chunk_mb)
+    for rows, near in zip(x.split(n), ids.split(n)): near.copy_(torch.addmm(half, centres, (rows - shift).T, alpha=-1).min(0).indices)
     return ids
 
 def _squared_distance(x, centres, ids, chunk_mb=64):
     "Squared distance of each row to its own centre, from differences, so that nothing cancels."
-    distance = x.new_empty(len(x))
-    for r in _chunks(x, 1, chunk_mb): distance[r] = torch.linalg.vector_norm(x[r] - centres[ids[r]], dim=1)
+    distance, n = x.new_empty(len(x)), _rows(x, 1, chunk_mb)
+    for rows, own, d in zip(x.split(n), ids.split(n), distance.split(n)): d.copy_(torch.linalg.vector_norm(rows - centres[own], dim=1))
     return distance.square_()
 
 # %% ../nbs/20_clustering.ipynb #c6a38c31
@@ -127,7 +126,7 @@ def cell_mass(
     total = torch.zeros(int(group.max()) + 1, dtype=torch.double, device=ids.device).index_add_(0, group, mass)[group]
     return torch.where(total > 0, mass / total, 0).float()
 
-# %% ../nbs/20_clustering.ipynb #4403b2f6
+# %% ../nbs/20_clustering.ipynb #c1ff79a7
 def _draw(mass, size, gen):
     "Indices drawn in proportion to `mass`, by inverting its cumulative sum in float64: entries of mass 0 change nothing."
     cumulative = mass.double().cpu().cumsum(0)
@@ -144,9 +143,9 @@ def _seeds(x, k, gen, weight=None, tries=None, chunk_mb=64):
         mass = closest * free if j and tries else free
         picks = _draw(mass if mass.sum() > 0 else free, tries if j and tries else 1, gen)
         if tries:
-            d = x.new_empty(len(x), len(picks))
-            for r in _chunks(x, tries, chunk_mb, 4096): d[r] = torch.addmm(norm[r, None], x[r], x[picks].T, alpha=-2)
-            d += norm[picks]
+            d, n = x.new_empty(len(x), len(picks)), _rows(x, tries, chunk_mb, 4096)
+            for rows, part in zip(x.split(n), d.split(n)): torch.mm(rows, x[picks].T, out=part)
+            d.mul_(-2).add_(norm[:, None]).add_(norm[picks])
             d[d <= eps * (norm[:, None] + norm[picks])] = 0
             d = torch.minimum(d, closest[:, None])
             best = (weight @ d).argmin()
@@ -155,21 +154,19 @@ def _seeds(x, k, gen, weight=None, tries=None, chunk_mb=64):
         chosen.append(picks)
     return torch.cat(chosen)
 
-# %% ../nbs/20_clustering.ipynb #1044eaf9
+# %% ../nbs/20_clustering.ipynb #27540694
 def _cells(x, centres, weight, chunk_mb):
     "One pass over the data: nearest centre of each row, sum (k, d) and mass (k,) of each cluster, the last two in float64."
     k, half, ids = len(centres), centres.square().sum(1)[:, None] / 2, torch.empty(len(x), dtype=torch.long, device=x.device)
-    total, mass = torch.zeros_like(centres, dtype=torch.double), torch.zeros(k, dtype=torch.double, device=x.device)
-    for block in (slice(i, i + 2**16) for i in range(0, len(x), 2**16)):
-        part = torch.zeros_like(centres)
-        for r in _chunks(x[block], k, chunk_mb):
-            rows, w = x[block][r], None if weight is None else weight[block][r]
-            ids[block][r] = near = torch.addmm(half, centres, rows.T, alpha=-1).min(0).indices
-            if x.is_cuda: mass += _add_by_product(part, rows, near, w)
-            else: part.index_add_(0, near, rows if w is None else rows * w[:, None])
-        total += part
-    if not x.is_cuda: mass += torch.bincount(ids, None if weight is None else weight.double(), minlength=k)
-    return ids, total, mass
+    total, mass, n = torch.zeros_like(centres, dtype=torch.double), torch.zeros(k, dtype=torch.double, device=x.device), _rows(x, k, chunk_mb)
+    part, flush = torch.zeros_like(centres), max(1, 2**16 // n)
+    for i, (rows, near, w) in enumerate(zip(x.split(n), ids.split(n), [None] * len(x) if weight is None else weight.split(n))):
+        near.copy_(torch.addmm(half, centres, rows.T, alpha=-1).min(0).indices)
+        if x.is_cuda: mass += _add_by_product(part, rows, near, w)
+        else: part.index_add_(0, near, rows if w is None else rows * w[:, None])
+        if i % flush == flush - 1: total, part = total + part, torch.zeros_like(part)
+    if not x.is_cuda: mass = torch.bincount(ids, None if weight is None else weight.double(), minlength=k).double()
+    return ids, total + part, mass
 
 def _add_by_product(total, rows, ids, weight):
     "Add `rows` to the rows `ids` of `total` and return the masses added: a product with indicators, as a GPU's atomic additions come in any order."
@@ -246,7 +243,7 @@ def _stream(random_state, run):
     if not isinstance(random_state, numbers.Integral): raise ValueError(f'random_state={random_state!r}: expected an integer, None, a torch.Generator or a numpy generator')
     return generator(int(random_state), 'kmeans', run)
 
-# %% ../nbs/20_clustering.ipynb #b56aba8f
+# %% ../nbs/20_clustering.ipynb #5e292c8d
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     "k-means with scikit-learn's interface on arrays and tensors, CPU or GPU: seeded, in bounded memory, without empty clusters, exact far from the origin."
     def __init__(self,
@@ -332,10 +329,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         x, back = self._read(X)
         centres = torch.as_tensor(self.cluster_centers_, device=x.device).double()
         shift = centres.mean(0)
-        c, out = centres - shift, x.new_empty(len(x), len(centres))
-        for r in _chunks(x, 2*len(centres), self.chunk_mb):
-            a = x[r].double() - shift
-            out[r] = (a.square().sum(1, keepdim=True) - 2 * a @ c.T + c.square().sum(1)).clamp(min=0).sqrt().to(x.dtype)
+        c, out, n = centres - shift, x.new_empty(len(x), len(centres)), _rows(x, 4*len(centres), self.chunk_mb)
+        for rows, part in zip(x.split(n), out.split(n)):
+            a = rows.double() - shift
+            part.copy_((a.square().sum(1, keepdim=True) - 2 * a @ c.T + c.square().sum(1)).clamp(min=0).sqrt())
         return back(_finite(out, 'X'))
 
     def score(self, X, y=None, sample_weight=None):
@@ -478,7 +475,7 @@ def k_center_greedy(
         return chosen
     return _greedy(x, y, ipc, features, n_classes, choose)
 
-# %% ../nbs/20_clustering.ipynb #951feeb2
+# %% ../nbs/20_clustering.ipynb #61242e18
 @_full_precision
 def assign_balanced(
     x,               # real samples (n, ...), flattened to (n, d)
@@ -499,8 +496,8 @@ def assign_balanced(
     def plan(x, c):
         c, log_mass = c[:, :-1], (c[:, -1] / c[:, -1].sum()).log()
         shift = c.mean(0)
-        cost = x.new_empty(len(x), len(c))
-        for r in _chunks(x, len(c), chunk_mb): cost[r] = torch.addmm((c - shift).square().sum(1), x[r] - shift, (c - shift).T, alpha=-2)
+        cost, n = x.new_empty(len(x), len(c)), _rows(x, len(c), chunk_mb)
+        for rows, part in zip(x.split(n), cost.split(n)): part.copy_(torch.addmm((c - shift).square().sum(1), rows - shift, (c - shift).T, alpha=-2))
         cost += torch.linalg.vector_norm(x - shift, dim=1, keepdim=True).square()
         log_plan = cost.div_(-epsilon * cost.mean().clamp(min=torch.finfo(cost.dtype).tiny))
         column = torch.zeros_like(log_mass)
