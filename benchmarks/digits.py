@@ -17,12 +17,16 @@ from rdd_nb.evaluation import Training
 
 MAIN = 'random', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full', 'full-risk'
 ABLATIONS = {
+    'gradient, small step': as_method('gradient', lr=.02),
     'target, cells of synthetic images': as_method('rdd-target', cells='synthetic'),
-    'target, uniform over clusters': as_method('rdd-target', risk='twolevel(mean, mean)'),
-    'target, true groups': as_method('rdd-target', cells='groups', risk='twolevel(mean, mean)'),
+    'target, true groups': as_method('rdd-target', cells='groups'),
     'distance, cells of synthetic images': as_method('rdd-distance', cells='synthetic'),
     'distance, mean over clusters': as_method('rdd-distance', risk='mean'),
     'distance, true groups': as_method('rdd-distance', cells='groups', risk='mean'),
+    'gradient, random start': as_method('gradient', init='random'),
+    'target, random start': as_method('rdd-target', init='random'),
+    'distribution, random start': as_method('distribution', init='random'),
+    'distance, random start': as_method('rdd-distance', init='random'),
 }
 
 

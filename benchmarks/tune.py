@@ -21,27 +21,28 @@ from rdd_nb.evaluation import Training, evaluate
 
 SEEDS = 10, 11, 12   # of the data draw and of the distillation
 
-MEAN_CVAR = '0.5*mean + 0.5*cvar(tail=0.5)'
-UNIFORM, UNIFORM_CVAR = 'twolevel(mean, mean)', f'twolevel(mean, {MEAN_CVAR})'
+MEAN_CVAR, SOFTER, HARDER = (f'0.5*mean + 0.5*cvar(tail={tail})' for tail in (.5, .7, .1))
+UNIFORM = 'twolevel(mean, mean)'
 
 
-def grid(**options): return [dict(zip(options, values)) for values in itertools.product(*options.values())]
+def grid(method, **options): return [(method, dict(zip(options, values))) for values in itertools.product(*options.values())]
 
 
 KMEANS = dict(cells=['kmeans'])
 SETTINGS = [('kmeans', {}), ('random', {}),
-            *[('gradient', s) for s in grid(lr=[.02, .05, .1, .2, .5])],
-            *[('rdd-network', s) for s in grid(lr=[.05, .2])],
-            *[('rdd-target', s) for s in grid(lr=[.05, .1, .2, .5], risk=[UNIFORM_CVAR], cells_per_class=[3], **KMEANS)],
-            *[('rdd-target', s) for s in grid(lr=[.2], risk=[UNIFORM_CVAR], cells_per_class=[2, 4, 6], **KMEANS)],
-            *[('rdd-target', s) for s in grid(lr=[.2], risk=[UNIFORM], cells_per_class=[3], **KMEANS)],
-            *[('rdd-target', s) for s in grid(lr=[.2], risk=[UNIFORM_CVAR], cells=['synthetic'])],
-            *[('distribution', s) for s in grid(lr=[1., 5., 20.])],
-            *[('rdd-distance', s) for s in grid(lr=[1., 5., 20.], risk=[MEAN_CVAR], cells_per_class=[3], **KMEANS)],
-            *[('rdd-distance', s) for s in grid(lr=[5.], risk=[MEAN_CVAR], cells_per_class=[2, 4, 6, 10], **KMEANS)],
-            *[('rdd-distance', s) for s in grid(lr=[5.], risk=['mean', '0.5*mean + 0.5*cvar(tail=0.1)'], cells_per_class=[3], **KMEANS)],
-            *[('rdd-distance', s) for s in grid(lr=[5.], risk=['mean', MEAN_CVAR], cells=['synthetic'])],
-            *[('rdd-distance', s) for s in grid(lr=[5.], risk=['mean'], cells=['groups'])]]
+            *grid('distribution', lr=[1., 5., 20.]),
+            *grid('rdd-distance', lr=[1., 5., 20.], risk=[MEAN_CVAR], cells_per_class=[3], **KMEANS),
+            *grid('rdd-distance', lr=[5.], risk=[MEAN_CVAR], cells_per_class=[2, 4, 6], **KMEANS),
+            *grid('rdd-distance', lr=[5.], risk=['mean', SOFTER, HARDER], cells_per_class=[3], **KMEANS),
+            *grid('rdd-distance', lr=[5.], risk=['mean', HARDER], cells=['synthetic']),
+            *grid('gradient', lr=[.02, .05, .2, .5]),
+            *grid('rdd-target', lr=[.05, .2, .5], risk=[UNIFORM], cells_per_class=[3], **KMEANS),
+            *grid('rdd-target', lr=[.2], risk=[f'twolevel(mean, {SOFTER})', f'twolevel(mean, {MEAN_CVAR})'], cells_per_class=[3], **KMEANS),
+            *grid('rdd-target', lr=[.2], risk=[UNIFORM], cells_per_class=[2, 6], **KMEANS),
+            *grid('rdd-target', lr=[.2], risk=[f'twolevel(mean, {MEAN_CVAR})'], cells_per_class=[4, 6], **KMEANS),
+            *grid('rdd-distance', lr=[5.], risk=['mean', SOFTER], cells_per_class=[4], **KMEANS),
+            *grid('rdd-target', lr=[.2], risk=[UNIFORM], cells=['synthetic']),
+            *grid('rdd-network', lr=[.2], risk=[UNIFORM, f'twolevel(mean, {MEAN_CVAR})'], cells_per_class=[3], **KMEANS)]
 
 
 def both_looks(splits):

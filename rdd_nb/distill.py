@@ -59,19 +59,20 @@ class Method:
         "The card as plain values, for JSON."
         return {f.name: v if isinstance(v := getattr(self, f.name), (str, int, float, type(None))) else repr(v) for f in dataclasses.fields(self)}
 
-# %% ../nbs/45_distill.ipynb #2b7a1843
-_gradient = Method(GradientMatching(), steps=200, lr=.05, network_life=10, network_steps=2)
+# %% ../nbs/45_distill.ipynb #f3ba5171
+_gradient = Method(GradientMatching(), steps=200, lr=.2, network_life=10, network_steps=2, network_lr=.05)
 _distribution = Method(DistributionMatching(), steps=200, lr=5., batch=256)
-_mean_max = risks.TwoLevel(risks.CVaR(.5), .5 * risks.Mean() + .5 * risks.WorstCase())
+_mean_cvar = .5 * risks.Mean() + .5 * risks.CVaR(.5)
+_at = dict(risk=risks.TwoLevel(risks.Mean(), _mean_cvar), cells='kmeans', cells_per_class=4)
 
 METHODS = {
     'random': Method(init='random'),
     'kmeans': Method(),
     'gradient': _gradient,
     'distribution': _distribution,
-    'rdd-network': dataclasses.replace(_gradient, risk=_mean_max, risk_at='network'),
-    'rdd-target': dataclasses.replace(_gradient, risk=risks.TwoLevel(risks.Mean(), risks.Mean()), risk_at='target'),
-    'rdd-distance': dataclasses.replace(_distribution, risk=.5 * risks.Mean() + .5 * risks.CVaR(.1), risk_at='distance'),
+    'rdd-network': dataclasses.replace(_gradient, risk_at='network', **_at),
+    'rdd-target': dataclasses.replace(_gradient, risk_at='target', **_at),
+    'rdd-distance': dataclasses.replace(_distribution, risk=_mean_cvar, risk_at='distance', cells='kmeans', cells_per_class=4),
 }
 
 def as_method(
@@ -86,7 +87,7 @@ def as_method(
     if unknown: raise ValueError(f'{sorted(unknown)[0]!r} is not a setting of a method; the settings are {", ".join(f.name for f in dataclasses.fields(Method))}')
     return dataclasses.replace(method, **changes)
 
-# %% ../nbs/45_distill.ipynb #b44a8589
+# %% ../nbs/45_distill.ipynb #27e4cd94
 class Distiller:
     "The state of a distillation, one `step` at a time. `distill` runs it to the end."
     def __init__(
@@ -110,7 +111,7 @@ class Distiller:
         self.images = self.initial.clone().requires_grad_(True)
         self.optimizer = torch.optim.SGD([self.images], method.lr, momentum=method.momentum)
         self.step_number,self.history = 0,[]
-        self.weight = torch.zeros(len(self.owner), device=self.device)
+        self.weight = torch.zeros(len(self.y), device=self.device)      # what the risk gave to each real sample so far
         if method.matcher: self._draw_network()
 
     def _fixed_cells(self, data):
@@ -125,7 +126,7 @@ class Distiller:
         if self.cells is not None: return self.cells[index]
         return assign_nearest(self.x[index], self.images.detach(), self.y[index], self.sy)[0]
 
-# %% ../nbs/45_distill.ipynb #1e5c8cca
+# %% ../nbs/45_distill.ipynb #ab304e69
 def _draw_network(self):
     m,size = self.method,min(self.shape[1:]) if len(self.shape) == 3 else 0
     width = m.width or (32 if size < 16 else 128)
@@ -141,8 +142,8 @@ def _train_network(self):
         x, = augment(self.x[index], names=m.augment, generator=g)
         losses = F.cross_entropy(self.network(x), self.y[index], reduction='none')
         if m.risk_at == 'network':
-            q = m.risk.weights(losses.detach(), groups=(ids := self.clusters(index)))
-            self.weight.index_add_(0, ids, q.to(self.weight.dtype))
+            q = m.risk.weights(losses.detach(), groups=self.clusters(index))
+            self.weight.index_add_(0, index, q.to(self.weight.dtype))
             loss = (q * losses).sum()
         else: loss = losses.mean()
         self.network_optimizer.zero_grad()
@@ -151,7 +152,7 @@ def _train_network(self):
 
 Distiller._draw_network,Distiller._train_network = _draw_network,_train_network
 
-# %% ../nbs/45_distill.ipynb #f709d733
+# %% ../nbs/45_distill.ipynb #b8248ee1
 def step(self) -> float: # the matching loss, summed over classes
     "One update of the synthetic samples, then of the network."
     m,t = self.method,self.step_number
@@ -168,7 +169,7 @@ def step(self) -> float: # the matching loss, summed over classes
         ids = self.clusters(index)
         cells = Cells(ids, self.owner, torch.arange(len(self.sy), device=self.device) if m.cells in ('synthetic', 'initial') and where == 'distance' else None)
     loss,q = matching_loss(m.matcher, self.network, x, y, sizes, s, self.sy, m.risk, where, cells)
-    if where: self.weight.index_add_(0, ids, q.to(self.weight.dtype))
+    if where: self.weight.index_add_(0, index, q.to(self.weight.dtype))
     self.optimizer.zero_grad()
     loss.backward()
     self.optimizer.step()
@@ -200,14 +201,13 @@ def load_state_dict(self, state):
 
 Distiller.state_dict,Distiller.load_state_dict = state_dict,load_state_dict
 
-# %% ../nbs/45_distill.ipynb #f5186868
+# %% ../nbs/45_distill.ipynb #96cecbad
 def result(self, provenance=None, mean=None, std=None, classes=None) -> SyntheticDataset:
     "The synthetic data set as it stands."
     share = lambda t: t / torch.zeros(self.n_classes, device=self.device).index_add_(0, self.sy, t)[self.sy].clamp(min=1e-12)
     ids = assign_nearest(self.x, self.images.detach(), self.y, self.sy)[0]
-    mass = share(torch.bincount(ids, minlength=len(self.sy)).float())
-    by_sample = len(self.weight) == len(self.sy) and self.method.cells in ('synthetic', 'initial')
-    weight = share(self.weight) if by_sample and self.weight.sum() > 0 else None
+    tally = lambda t: share(torch.zeros(len(self.sy), device=self.device).index_add_(0, ids, t))
+    mass,weight = tally(torch.ones_like(self.weight)),tally(self.weight) if self.method.risk else None
     return SyntheticDataset(self.images.detach(), self.sy, mean, std, classes, self.initial, mass, weight, provenance)
 
 Distiller.result = result
