@@ -30,11 +30,11 @@ def marker(method):
     "The marker of a method."
     return MARKERS.get(_base(method), 'h')
 
-# %% ../nbs/55_plots.ipynb #df0ea6c8
+# %% ../nbs/55_plots.ipynb #537af3cd
 STYLE = {'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'xtick.labelsize': 8, 'ytick.labelsize': 8, 'legend.fontsize': 8,
          'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6, 'xtick.major.width': .6, 'ytick.major.width': .6,
          'xtick.major.size': 2.5, 'ytick.major.size': 2.5, 'legend.frameon': False, 'figure.dpi': 90}
-WIDTH = 4.6  # inches
+WIDTH = 4.2  # inches
 
 def _styled(draw):
     "Give `draw` the style of this module, with whatever else the caller has set."
@@ -183,7 +183,7 @@ def group_bars(
     fig.supxlabel('accuracy', size=8)
     return list(grid[:len(groups)])
 
-# %% ../nbs/55_plots.ipynb #2a87074b
+# %% ../nbs/55_plots.ipynb #9e6dfbf0
 @_styled
 def forest(
     paired,      # entries {'method', 'baseline', 'difference', 'low', 'high', ...} as in report.json
@@ -199,6 +199,7 @@ def forest(
         if high > low: ax.plot([low, high], [i, i], color=c, lw=1.6, solid_capstyle='butt')
         ax.plot(mean, i, marker(p['method']), ms=6.5, mfc=c if clear else 'none', mec=c, mew=1.3)
         text = f'{mean:+.1f}' + (f' [{low:+.1f}, {high:+.1f}]' if high > low else '')
+        text = text.replace('-', '−')
         ax.text(1.02, i, text, transform=ax.get_yaxis_transform(), va='center', size=7.5, weight='bold' if clear else 'normal')
     ax.axvline(0, color=_ink(), lw=.8)
     ax.set(yticks=range(len(paired)), yticklabels=[f"{p['method']} − {p['baseline']}" for p in paired], ylim=(len(paired) - .5, -.5), xlabel=label)

@@ -1,0 +1,455 @@
+"""The report: what stands on the page, what does not, and how a real browser shows it."""
+import functools, http.server, json, re, shutil, subprocess, threading
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from rdd_nb import plots
+from rdd_nb.core import write_json
+from rdd_nb.data import GroupedDataset
+from rdd_nb.evaluation import paired, summarise
+from rdd_nb.report import (chance_minimum, columns, difference, findings, frame, headline, read_comparison, sections, to_html,
+                           to_markdown, write_report)
+from rdd_nb.synthetic import SyntheticDataset, save
+
+METHODS = ('random', 'gradient', 'rdd-target')
+GROUPS = ('majority', 'minority')
+CLASSES = ('0', '1', '2')
+
+
+# A comparison made up in a moment: methods x seeds, tiny images
+
+def row(method, seed, gain=0., n=50):
+    "A row with cells of 3 classes x 2 groups; `gain` is added to the minority."
+    rng = np.random.default_rng(hash_of(method, seed))
+    cells = {f'{c}|{g}': float(np.clip((.9 if g == 'majority' else .6 + gain) + rng.normal(0, .02), 0, 1)) for c in CLASSES for g in GROUPS}
+    groups = {g: float(np.mean([cells[f'{c}|{g}'] for c in CLASSES])) for g in GROUPS}
+    worst = min(cells, key=cells.get)
+    return dict(method=method, seed=seed, accuracy=float(np.mean(list(groups.values()))), group_accuracy=groups, worst_group_accuracy=min(groups.values()),
+                group_counts=dict.fromkeys(GROUPS, 3 * n), class_group_accuracy=cells, class_group_counts=dict.fromkeys(cells, n),
+                worst_class_group_accuracy=cells[worst], worst_class_group=dict(name=worst, n=n, low=.4, high=.7),
+                cluster_min_accuracy=float(rng.uniform(.3, .5)), seconds=float(rng.uniform(1, 9)), peak_mb=float(rng.uniform(50, 90)), steps=40, images=6, bytes=6 * 64 * 4)
+
+
+def hash_of(*keys): return sum((i + 1) * ord(c) for i, c in enumerate(repr(keys)))
+
+
+def synthetic(method, seed, shape=(1, 8, 8), risk=True):
+    g = torch.Generator().manual_seed(hash_of(method, seed))
+    x, initial = torch.randn(6, *shape, generator=g), torch.randn(6, *shape, generator=g)
+    share = torch.rand(6, generator=g).view(3, 2)
+    mass = (share / share.sum(1, keepdim=True)).flatten()
+    extra = dict(initial=initial, mass=mass, weight=mass.view(3, 2).flip(1).flatten()) if risk else dict(initial=x.clone())
+    return SyntheticDataset(x, torch.arange(3).repeat_interleave(2), [.3] * shape[0], [.4] * shape[0], classes=list(CLASSES), provenance=dict(method=method, seed=seed, data='made up'), **extra)
+
+
+def comparison(folder, methods=METHODS, seeds=(0, 1), gains=(-.2, 0., .2), **config):
+    "Write a comparison folder; the last method is the best on the minority."
+    rows = [row(m, s, gain) for m, gain in zip(methods, gains) for s in seeds]
+    write_json(folder/'report.json', dict(config=dict(data='made up', data_hash='ab' * 32, command=['rdd-nb', 'demo', '--out', 'x y'], **config), rows=rows, summary=summarise(rows), paired=paired(rows)))
+    for m in methods:
+        if m == 'full': continue
+        for s in seeds:
+            run = folder/'runs'/f'{m}-seed{s}'
+            save(synthetic(m, s, risk=m.startswith('rdd')), run/'synthetic.safetensors')
+            write_json(run/'config.json', dict(data='made up', method=dict(steps=40), versions=dict(python='3.x')))
+            (run/'metrics.jsonl').write_text('' if m == 'random' else ''.join(json.dumps(dict(step=i + 1, loss=3 / (i + 1) + .1)) + '\n' for i in range(40)))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+    "A comparison with its report. Not to be changed."
+    folder = comparison(tmp_path_factory.mktemp('written')/'comparison')
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path): return comparison(tmp_path/'comparison')
+
+
+class Page(HTMLParser):
+    "What a test wants to know of a page. Also checks that tags are closed in order."
+    VOID = {'meta', 'link', 'img', 'br', 'path', 'use', 'image', 'rect'}
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text, self.ids, self.numbers = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        assert len({k for k, _ in attrs}) == len(attrs), (tag, attrs)
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        if tag not in self.VOID: self.open.append(tag)
+        if 'id' in attrs: self.ids.append(attrs['id'])
+        if tag == 'data': self.numbers.append(float(attrs['value']))
+
+    def handle_startendtag(self, tag, attrs): self.handle_starttag(tag, attrs); self.open[-1:] = [] if tag not in self.VOID else self.open[-1:]
+
+    def handle_endtag(self, tag):
+        if tag in self.VOID: return
+        assert self.open and self.open[-1] == tag, f'</{tag}> closes {self.open[-3:]}'
+        self.open.pop()
+
+    def handle_data(self, data):
+        if not {'style', 'script'} & set(self.open): self.text.append(data)
+
+    def all(self, tag): return [a for t, a in self.tags if t == tag]
+
+
+def page_of(folders): return Page(to_html(read_comparison(folders)))
+
+
+@pytest.fixture(scope='module')
+def page(written): return Page((written/'report.html').read_text(encoding='utf-8'))
+
+
+# The page
+
+def test_page_is_well_formed_and_self_contained(page):
+    assert page.all('html') == [{'lang': 'en'}]
+    assert len(page.ids) == len(set(page.ids))
+    assert page.all('script') == [] and page.all('iframe') == []
+    images, charts = page.all('img'), [a for a in page.all('svg')]
+    assert len(images) > 3 and len(charts) > 3
+    assert all(a['src'].startswith('data:image/png;base64,') and a['alt'].strip() for a in images)
+    assert all(a['role'] == 'img' and len(a['aria-label']) > 20 for a in charts)
+    for tag, attrs in page.tags:
+        for k, v in attrs.items():
+            if k in ('src', 'href', 'xlink:href', 'srcset', 'action'): assert v.startswith(('data:', '#')), (tag, k, v)
+            if 'url(' in (v or ''): assert 'url(#' in v
+    targets = [a['href'][1:] for a in page.all('a')] + [a['xlink:href'][1:] for a in page.all('use')] + re.findall(r'url\(#([^)]+)\)', str(page.tags))
+    assert set(targets) <= set(page.ids)
+
+
+def test_headings_form_a_tree(page):
+    levels = [int(t[1]) for t, _ in page.tags if re.fullmatch(r'h\d', t)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in zip(levels, levels[1:]))
+
+
+def test_numbers_are_those_of_report_json(written, page):
+    report, numbers = json.loads((written/'report.json').read_text()), page.numbers
+    for s in report['summary']:
+        for key in ('accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy', 'cluster_min_accuracy'): assert s[key]['mean'] in numbers
+        for g in GROUPS: assert s['group_accuracy'][g]['mean'] in numbers
+        assert np.mean([r['seconds'] for r in report['rows'] if r['method'] == s['method']]) in numbers
+    for p in report['paired']: assert p['difference'] in numbers
+    table = frame(read_comparison(written))
+    assert table.loc['gradient', 'minority'] == report['summary'][1]['group_accuracy']['minority']['mean']
+    line = next(l for l in (written/'report.md').read_text().splitlines() if l.startswith('| gradient |'))
+    for value in (report['summary'][1]['accuracy'], report['summary'][1]['group_accuracy']['minority']):
+        assert f"{100 * value['mean']:.1f} ({100 * value['low']:.1f} to {100 * value['high']:.1f})" in line.replace('**', '').replace('−', '-')
+
+
+def test_stored_statistics_are_shown_not_recomputed(folder):
+    report = json.loads((folder/'report.json').read_text())
+    report['summary'][0]['accuracy'] = dict(mean=.123456, low=.1, high=.2)
+    report['paired'][0]['difference'] = .0987654
+    write_json(folder/'report.json', report)
+    page = page_of(folder)
+    assert .123456 in page.numbers and .0987654 in page.numbers
+
+
+def test_summary_says_what_the_numbers_say(written, page):
+    c = read_comparison(written)
+    assert headline(c)[0].startswith('rdd-target is best for the hardest group (minority)')
+    found = {f.claim: f for f in findings(c)}
+    d = difference(c, 'rdd-target', 'gradient', 'minority')
+    by_hand = np.mean([row('rdd-target', s, .2)['group_accuracy']['minority'] - row('gradient', s)['group_accuracy']['minority'] for s in (0, 1)])
+    assert d['difference'] == pytest.approx(by_hand)
+    assert found['better than plain matching (gradient)'].difference['difference'] == d['difference']
+    assert f'{100 * by_hand:+.1f}' in ' '.join(page.text)
+
+
+def test_methods_with_group_labels_do_not_compete(tmp_path):
+    folder = comparison(tmp_path, ('kmeans', 'gradient', 'told'), gains=(0, 0, .3))
+    for s in (0, 1): write_json(folder/f'runs/told-seed{s}/config.json', dict(method=dict(cells='groups', risk='mean', steps=40)))
+    assert headline(read_comparison(folder))[0].split()[0] in ('kmeans', 'gradient')
+
+
+def test_same_files_same_page(written):
+    assert to_html(read_comparison(written)) == (written/'report.html').read_text(encoding='utf-8')
+
+
+def test_pictures_of_the_markdown_are_there(written):
+    targets = re.findall(r'!\[[^\]]*\]\(<?([^)>]+)', (written/'report.md').read_text())
+    assert len(targets) >= 3 and all((written/t).is_file() for t in targets)
+    assert all((written/t).read_bytes()[:4] == b'\x89PNG' for t in targets)
+
+
+def test_with_training_data_the_real_samples_are_shown(written):
+    g = torch.Generator().manual_seed(0)
+    data = GroupedDataset(torch.randn(60, 1, 8, 8, generator=g), torch.arange(3).repeat(20), (torch.arange(60) % 5 == 0).long(), list(CLASSES), list(GROUPS))
+    without, with_data = sections(read_comparison(written)), sections(read_comparison(written), data)
+    assert 'map' not in without and 'map' in with_data
+    assert 'real samples' in with_data['weights'][1] and 'of minority' in with_data['weights'][1]
+    other = GroupedDataset(torch.randn(60, 1, 9, 9, generator=g), torch.arange(3).repeat(20), classes=list(CLASSES))
+    assert 'map' not in sections(read_comparison(written), other)          # data of another shape: left out, no crash
+
+
+def test_colour_images_and_confusion_matrices(folder):
+    report = json.loads((folder/'report.json').read_text())
+    for r in report['rows']: r['confusion'] = [[40, 5, 5], [0, 50, 0], [9, 1, 40]]
+    write_json(folder/'report.json', report)
+    save(synthetic('gradient', 0, (3, 12, 12), risk=False), folder/'runs/gradient-seed0/synthetic.safetensors')
+    parts = sections(read_comparison(folder))
+    assert '2 taken for 0, 18 % of class 2' in parts['confusion'][1]
+    assert 'gradient, seed 0' in parts['images'][1]
+
+
+# Names are text, never markup
+
+EVIL = '<script>alert(1)</script>"\'&|`*'
+
+
+def test_names_are_escaped(tmp_path):
+    rows = [row('m', 0), row('m', 1)]
+    for r in rows:
+        r['method'] = EVIL
+        r['group_accuracy'] = {EVIL: .5, 'b': .6}
+        r['class_group_accuracy'], r['class_group_counts'] = {f'{EVIL}|{EVIL}': .5, '1|b': .4}, {f'{EVIL}|{EVIL}': 9, '1|b': 9}
+    write_json(tmp_path/'report.json', dict(config={EVIL: EVIL, 'command': '</pre>' + EVIL}, rows=rows))
+    run = tmp_path/'runs'/'x-seed0'
+    s = synthetic('x', 0)
+    s.classes = [EVIL, 'b', 'c']
+    save(s, run/'synthetic.safetensors')
+    page = page_of(tmp_path)
+    assert page.all('script') == []
+    assert EVIL in ''.join(page.text)
+    md = to_markdown(read_comparison(tmp_path))
+    assert '<script' not in re.sub(r'```.*?```', '', md, flags=re.S)
+    # every line of a table has as many cells as its head
+    table = [l for l in md.splitlines() if l.startswith('|')]
+    heads = [i for i, l in enumerate(table) if set(l) <= set('|-: ')]
+    for i in heads:
+        for line in [table[i - 1], table[i + 1]]: assert len(re.findall(r'(?<!\\)\|', line)) == table[i].count('|')
+
+
+# Half-finished folders
+
+def test_no_report_is_one_clear_line(tmp_path):
+    for bad in (tmp_path, tmp_path/'nowhere'):
+        with pytest.raises(FileNotFoundError) as e: write_report(bad)
+        assert '\n' not in str(e.value) and str(bad) in str(e.value)
+
+
+@pytest.mark.parametrize('content', ['[]', '{"rows": []}', '{"rows": [1]}', '{"rows": [{"method": "a"}]}', '{', '{"rows": 7}', '"x"'])
+def test_foreign_report_json(tmp_path, content):
+    (tmp_path/'report.json').write_text(content)
+    with pytest.raises(ValueError) as e: write_report(tmp_path)
+    assert '\n' not in str(e.value) and 'report.json' in str(e.value)
+
+
+def test_unfinished_runs_are_named_and_the_rest_is_shown(folder):
+    runs = folder/'runs'
+    (runs/'gradient-seed0'/'synthetic.safetensors').unlink()
+    (runs/'gradient-seed0'/'metrics.jsonl').write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    cut = runs/'gradient-seed1'/'synthetic.safetensors'
+    cut.write_bytes(cut.read_bytes()[:200])
+    (runs/'rdd-target-seed1'/'config.json').write_text('{"a": ')
+    shutil.rmtree(runs/'random-seed1')
+    save(synthetic('rdd-target', 7), runs/'rdd-target-seed7'/'synthetic.safetensors')
+    (runs/'empty-seed0').mkdir()
+    notes = ' '.join(read_comparison(folder).notes)
+    for said in ('gradient seed 0: not finished', 'stopped at step 1 of 40', '1 line of metrics.jsonl', 'gradient seed 1: synthetic.safetensors could not be read', 'rdd-target seed 1: config.json could not be read',
+                 'random: there is no run folder for seed 1', 'rdd-target seed 7: distilled but not evaluated', 'empty seed 0: not finished', 'before its first step'):
+        assert said in notes, said
+    page = page_of(folder)
+    assert 'What is missing' in ''.join(page.text) and 'rdd-target, seed 0' in ''.join(page.text)
+    assert str(folder) not in notes
+
+
+def test_interrupted_comparison_is_gathered_from_its_runs(folder):
+    report = json.loads((folder/'report.json').read_text())
+    (folder/'report.json').unlink()
+    for r in report['rows'][:4]: write_json(folder/'runs'/f"{r['method']}-seed{r['seed']}"/'report.json', dict(rows=[r]))
+    (folder/'runs'/'rdd-target-seed0'/'report.json').write_text('{"rows": ')
+    c = read_comparison(folder)
+    assert [s['method'] for s in c.summary] == ['gradient', 'random'] and 'not finished; shown are the 4 rows' in c.notes[0]
+    page_of(folder)
+
+
+def test_rows_without_groups_seconds_or_intervals(tmp_path):
+    write_json(tmp_path/'report.json', dict(rows=[dict(method='mine', seed=0, accuracy=.5, seconds=None), dict(method='kmeans', seed=0, accuracy=.4), dict(method='kmeans', seed=1, accuracy=.6, group_accuracy={'g': .5})]))
+    page = page_of(tmp_path)
+    text = ' '.join(page.text)
+    assert 'mine' in text and .5 in page.numbers and 'single seed' in text
+    assert 'NaN' not in text and 'nan' not in text.split() and 'None' not in text
+
+
+def test_infinite_and_missing_values(tmp_path):
+    (tmp_path/'report.json').write_text('{"rows": [{"method": "a", "seed": 0, "accuracy": 0.5, "group_accuracy": {"x": NaN, "y": 0.4}, "worst_group_accuracy": Infinity},'
+                                        '{"method": "a", "seed": 1, "accuracy": 0.6, "group_accuracy": {"x": 0.3, "y": 0.5}}], "summary": [{"method": "a", "n_seeds": 2}], "paired": []}')
+    page = page_of(tmp_path)
+    assert all(np.isfinite(page.numbers)) and .55 in page.numbers
+
+
+def test_many_groups_show_the_hardest(tmp_path):
+    names = [f'g{i:02}' for i in range(15)]
+    rows = [dict(method=m, seed=s, accuracy=.7, group_accuracy={n: .9 - .03 * i + .001 * s for i, n in enumerate(names)}, worst_group_accuracy=.48) for m in ('kmeans', 'gradient') for s in (0, 1)]
+    write_json(tmp_path/'report.json', dict(rows=rows))
+    c = read_comparison(tmp_path)
+    assert [h for h in columns(c) if h.startswith('g')] == names[-6:]
+    assert 'Of 15 groups the 6 hardest' in ''.join(page_of(tmp_path).text)
+
+
+# Several folders
+
+def test_several_folders(tmp_path):
+    a, b = comparison(tmp_path/'a'), comparison(tmp_path/'b', ('random', 'rdd-distance'), gains=(-.2, .3))
+    text = ''.join(Page(write_report([a, b], tmp_path/'both').read_text(encoding='utf-8')).text)
+    assert 'random @ a' in text and 'random @ b' in text and 'rdd-distance @' not in text
+    c = read_comparison([a, b])
+    assert len(c.rows) == 10 and {r.method for r in c.runs} == {'random @ a', 'random @ b', 'gradient', 'rdd-target', 'rdd-distance'}
+    assert (tmp_path/'both'/'report.md').is_file() and not (a/'report.html').exists()
+    assert {s['method']: s['n_seeds'] for s in c.summary}['random @ b'] == 2
+
+
+def test_single_run_folders(tmp_path):
+    paths = []
+    for m in ('gradient', 'rdd-target'):
+        run = tmp_path/f'{m}-run'
+        save(synthetic(m, 0), run/'synthetic.safetensors')
+        write_json(run/'config.json', {})
+        write_json(run/'report.json', dict(rows=[row(m, 0)]))
+        paths.append(run)
+    c = read_comparison(paths)
+    assert [(r.method, r.seed) for r in c.runs] == [('gradient', 0), ('rdd-target', 0)] and c.notes == []
+    page_of(paths)
+
+
+def test_several_folders_need_a_place(tmp_path):
+    with pytest.raises(ValueError, match='out: got None'): write_report([tmp_path, tmp_path])
+
+
+# The minimum by chance
+
+def test_chance_minimum_against_simulation():
+    rng = np.random.default_rng(1)
+    for p, counts in ((.8, [50] * 20), (.3, [5, 9, 200]), (.97, [30] * 7)):
+        simulated = (rng.binomial(counts, p, (40000, len(counts))) / counts).min(1)
+        expected, low = chance_minimum(p, counts)
+        assert expected == pytest.approx(simulated.mean(), abs=.004)
+        assert (simulated >= low).mean() >= .945
+
+
+def test_dominated_by_noise_is_said(folder):
+    assert 'noise would look the same' in to_markdown(read_comparison(folder))   # cells that differ by .02 with n = 50
+    report = json.loads((folder/'report.json').read_text())
+    for r in report['rows']: r['class_group_accuracy']['2|minority'] = .05
+    write_json(folder/'report.json', report)
+    assert 'noise would look the same' not in to_markdown(read_comparison(folder))
+
+
+# Charts draw what they are given
+
+def test_bars_dots_and_reference():
+    rows = [row('kmeans', s) for s in range(3)] + [row('full', s, .3) for s in range(3)]
+    fig = Figure()
+    axes = plots.group_bars(summarise(rows), rows=rows, fig=fig)
+    minority = next(a for a in axes if a.get_title() == 'minority')
+    assert sorted(p.get_width() for p in minority.patches) == pytest.approx(sorted(s['group_accuracy']['minority']['mean'] for s in summarise(rows)))
+    dots = sorted(line.get_xdata()[0] for line in minority.lines if line.get_marker() == 'o')
+    assert dots == pytest.approx(sorted(r['group_accuracy']['minority'] for r in rows))
+    dashed = [line.get_xdata()[0] for line in minority.lines if line.get_linestyle() == '--']
+    assert dashed == pytest.approx([summarise(rows)[1]['group_accuracy']['minority']['mean']])
+
+
+def test_sheet_of_ragged_classes():
+    x, y = torch.rand(5, 1, 3, 4), torch.tensor([2, 0, 0, 0, 2])
+    picture = plots.sheet(x, y, columns=3, gap=1)
+    assert picture.shape == (2 * 4 + 1, 3 * 5 + 1, 4)
+    assert np.allclose(picture[1:4, 1:5, 0], x[1, 0]) and np.allclose(picture[5:8, 6:10, 0], x[4, 0])
+    assert picture[5:8, 11:15, 3].sum() == 0           # class 2 has two images only
+
+
+def test_forest_marks_what_excludes_zero():
+    entry = dict(method='gradient', baseline='kmeans', difference=.05)
+    ax = plots.forest([entry | dict(low=.01, high=.09), entry | dict(low=-.01, high=.11), entry | dict(low=None, high=None)], ax=Figure().subplots())
+    fills = [line.get_markerfacecolor() for line in ax.lines if len(line.get_xdata()) == 1]
+    assert [f == 'none' for f in fills] == [False, True, True]
+
+
+# A real browser
+
+CHROMIUM = next((p for name in ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable') if (p := shutil.which(name))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here (Debian: apt-get install chromium); layout and network are not checked')
+
+
+def chromium(url, tmp, *args):
+    "Run Chromium without a window in a profile of its own; returns (stdout, stderr)."
+    command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage',
+               '--hide-scrollbars', '--enable-logging=stderr', f'--user-data-dir={tmp}', *args, url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, done.stderr
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_): self.server.asked.append(self.path)
+
+
+MEASURE = '''<script>
+addEventListener('load', () => {
+  const loose = [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, pre, svg *') && e.getBoundingClientRect().right > innerWidth + 1);
+  const images = [...document.images];
+  const found = {inner: innerWidth, scroll: document.documentElement.scrollWidth, loose: loose.map(e => e.tagName + '.' + e.className),
+    images: images.length, loaded: images.filter(i => i.complete && i.naturalWidth > 0).length, background: getComputedStyle(document.body).backgroundColor,
+    ink: getComputedStyle(document.querySelector('svg.chart text')).fill};
+  parent.document.getElementById('found').textContent += JSON.stringify(found) + ';';
+});
+</script>'''
+
+
+@pytest.fixture(scope='module')
+def served(written):
+    """The report on a local server that notes what is asked for; beside it `frames.html`, which opens a copy of the page in
+    frames of two widths and writes down what a script finds in them."""
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', '', (written/'report.html').read_text(encoding='utf-8'))
+    (written/'copy.html').write_text(text.replace('</body>', MEASURE + '</body>'), encoding='utf-8')
+    frames = ''.join(f'<iframe src="copy.html" style="width:{w}px;height:3000px;border:0"></iframe>' for w in (390, 1280))
+    (written/'frames.html').write_text(f'<!DOCTYPE html><html><head><meta name="color-scheme" content="light dark"></head><body><pre id="found"></pre>{frames}</body></html>')
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=written))
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def measured(served, tmp, *args):
+    out, _ = chromium(f'http://127.0.0.1:{served.server_port}/frames.html', tmp/'profile', '--window-size=1400,3000', '--dump-dom', *args)
+    return [json.loads(f) for f in re.search(r'<pre id="found">(.*?)</pre>', out, re.S)[1].split(';') if f]
+
+
+@needs_chromium
+def test_page_fits_a_telephone_and_a_screen(served, tmp_path):
+    found = sorted(measured(served, tmp_path), key=lambda f: f['inner'])
+    assert [f['inner'] for f in found] == [390, 1280]
+    for f in found:
+        assert f['scroll'] <= f['inner'] and f['loose'] == []
+        assert f['images'] == f['loaded'] > 3
+        assert (f['background'], f['ink']) == ('rgb(255, 255, 255)', 'rgb(27, 30, 35)')
+
+
+@needs_chromium
+def test_dark_page_has_light_charts(served, tmp_path):
+    for f in measured(served, tmp_path, '--blink-settings=preferredColorScheme=0'):
+        assert (f['background'], f['ink']) == ('rgb(21, 24, 28)', 'rgb(230, 232, 235)')
+
+
+@needs_chromium
+def test_page_asks_for_nothing_and_is_silent(served, tmp_path):
+    served.asked.clear()
+    _, log = chromium(f'http://127.0.0.1:{served.server_port}/report.html', tmp_path/'profile', '--window-size=1280,2000', f'--screenshot={tmp_path/"shot.png"}')
+    assert served.asked == ['/report.html']
+    assert [line for line in log.splitlines() if 'CONSOLE' in line] == []
+    assert (tmp_path/'shot.png').stat().st_size > 20_000
