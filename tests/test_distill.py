@@ -1,0 +1,585 @@
+"The distillation loop: killed and resumed, full disks, seeds, groups that nobody looks at, and input that does not fit."
+import dataclasses
+import errno
+import json
+import math
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rdd_nb.core
+import rdd_nb.distill
+from rdd_nb.data import GroupedDataset, from_arrays
+from rdd_nb.distill import METHODS, Distiller, Method, as_method, distill
+from rdd_nb.matching import DistributionMatching, GradientMatching
+from rdd_nb.models import MODELS
+from rdd_nb.risk import CVaR, GroupDRO, Mean, Regret, TwoLevel
+from rdd_nb.synthetic import load
+
+STEPS = 6
+TENSORS = ('x', 'y', 'mean', 'std', 'initial', 'mass', 'weight')
+FILES = {'config.json', 'images.png', 'metrics.jsonl', 'synthetic.safetensors'}
+every_method = pytest.mark.parametrize('name', METHODS)
+
+
+def toy(n=45, classes=3, groups=True, seed=0, shape=(1, 8, 8)):
+    "A few noisy images per class, every fifth of them inverted."
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % classes
+    raw = (torch.rand(classes, *shape, generator=g)[y] * .7 + .3 * torch.rand(n, *shape, generator=g)).clamp(0, 1)
+    odd = torch.arange(n) % 5 == 0
+    raw[odd] = 1 - raw[odd]
+    return from_arrays(raw, y, odd.long() if groups else None, groups=['many', 'few'] if groups else None, name='toy')
+
+
+def small(name, **changes):
+    "A named method at toy size; `random` and `kmeans` have nothing to shrink."
+    m = METHODS[name]
+    return dataclasses.replace(m, **(dict(steps=STEPS, width=4, batch=8, network_batch=16, network_life=min(m.network_life, 4)) | changes) if m.matcher else {})
+
+
+def run(method, data=None, out=None, seed=0, ipc=2, **kw):
+    return distill(toy() if data is None else data, small(method) if isinstance(method, str) else method, ipc, seed, 'cpu', out, progress=False, **kw)
+
+
+def same(a, b): return all((getattr(a, k) is None and getattr(b, k) is None) or torch.equal(getattr(a, k), getattr(b, k)) for k in TENSORS)
+
+
+def one_line(e):
+    text = str(e.value)
+    return '\n' not in text and 0 < len(text) < 400
+
+
+# Resume: interrupted at every step, at every write, and at random moments
+
+@pytest.mark.parametrize('name', ['gradient', 'rdd-network', 'rdd-target', 'rdd-distance'])
+def test_stopped_before_any_step_and_resumed(name, tmp_path, monkeypatch):
+    whole = run(name, out=tmp_path/'whole')
+    step = Distiller.step
+    for k in range(STEPS):
+        def interrupted(self):
+            if self.step_number == k: raise KeyboardInterrupt
+            return step(self)
+        with monkeypatch.context() as m:
+            m.setattr(Distiller, 'step', interrupted)
+            with pytest.raises(KeyboardInterrupt): run(name, out=tmp_path/f'{k}', checkpoint_every=2)
+        left = {p.name for p in (tmp_path/f'{k}').iterdir()}
+        assert left == ({'config.json'} if k < 2 else {'config.json', 'checkpoint.pt', 'metrics.jsonl'})
+        assert same(run(name, out=tmp_path/f'{k}', resume=True, checkpoint_every=3), whole)
+        assert (tmp_path/f'{k}'/'metrics.jsonl').read_bytes() == (tmp_path/'whole'/'metrics.jsonl').read_bytes()
+        assert {p.name for p in (tmp_path/f'{k}').iterdir()} == FILES
+
+
+@pytest.mark.parametrize('what', [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))], ids=['ctrl-c', 'full'])
+def test_stopped_at_any_write_and_resumed(what, tmp_path, monkeypatch):
+    "The n-th rename fails, for every n: no half file under its name, no temporary file, and the rest can be resumed."
+    whole, replace, n = run('rdd-target', out=tmp_path/'whole'), os.replace, 0
+    while True:
+        out, calls = tmp_path/f'{n}', []
+        def failing(a, b):
+            calls.append(b)
+            if len(calls) == n + 1: raise what
+            return replace(a, b)
+        with monkeypatch.context() as m:
+            m.setattr(rdd_nb.core.os, 'replace', failing)
+            try: run('rdd-target', out=out, checkpoint_every=2)
+            except (KeyboardInterrupt, OSError) as e: assert isinstance(e, type(what))
+            else: break
+        assert not [p for p in out.iterdir() if p.suffix == '.tmp']
+        assert_whole_files(out)
+        assert same(run('rdd-target', out=out, resume=True), whole)
+        n += 1
+    assert n == 8      # config, twice checkpoint and metrics, then metrics, picture, result
+
+
+def assert_whole_files(out):
+    "Everything under a final name can be read."
+    for p in out.iterdir():
+        if p.name.startswith('.'): continue
+        if p.suffix == '.json': json.loads(p.read_text())
+        elif p.suffix == '.jsonl': assert [json.loads(line)['step'] for line in p.read_text().splitlines()] == list(range(1, len(p.read_text().splitlines()) + 1))
+        elif p.suffix == '.pt': assert torch.load(p, weights_only=True)['step'] > 0
+        elif p.suffix == '.safetensors': load(p)
+        elif p.suffix == '.png':
+            from PIL import Image
+            Image.open(p).load()
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='needs resource limits')
+def test_a_disk_that_is_full(tmp_path):
+    "Files may grow to so many bytes only, as on a full disk: whatever cannot be written is one clear error, and nothing is half there."
+    import resource
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    whole, failed = run('rdd-distance', out=tmp_path/'whole'), set()
+    sizes = sorted({p.stat().st_size for p in (tmp_path/'whole').iterdir()})
+    for limit in [0, 1, *(s + d for s in sizes for d in (-1, 0)), 20_000]:
+        out = tmp_path/f'{limit}'
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            run('rdd-distance', out=out, checkpoint_every=3)
+        except Exception as e:
+            failed.add(limit)
+            error = e
+        finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        if limit in failed: assert isinstance(error, OSError), f'{type(error).__name__} with files limited to {limit} bytes: {error}'
+        if out.exists():
+            assert not [p for p in out.iterdir() if p.suffix == '.tmp']
+            assert_whole_files(out)
+        assert same(run('rdd-distance', out=out, resume=True), whole)
+    assert {0, 1} < failed and 20_000 > max(sizes)
+
+
+DRIVER = r'''
+import json, os, random, shutil, signal, sys, time, traceback
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+import test_distill as t
+
+out = Path(sys.argv[2])
+torch.manual_seed(int(sys.argv[3])); random.seed(int(sys.argv[3]))
+found = {'hashes': {name: t.run(name).hash() for name in t.METHODS}, 'kills': {}, 'codes': []}
+
+def work(folder, name): t.distill(t.toy(), t.small(name, steps=40), 2, 0, 'cpu', folder, resume=True, progress=False, checkpoint_every=1)
+
+def attempt(folder, name, sig, delay):
+    "A forked child that works in `folder` until the signal arrives; its exit code, or minus the signal."
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+            work(folder, name)
+            code = 0
+        except KeyboardInterrupt: code = 130
+        except BaseException: traceback.print_exc()
+        finally: os._exit(code)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    time.sleep(delay)
+    os.kill(pid, sig)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+for name in ('rdd-network', 'rdd-target', 'rdd-distance'):
+    whole, folder, kills = out/f'{name}-whole', out/name, 0
+    start = time.perf_counter(); work(whole, name); duration = time.perf_counter() - start
+    while True:
+        code = attempt(folder, name, random.choice([signal.SIGKILL, signal.SIGINT]), random.uniform(0, .35 * duration) if kills < 25 else 60)
+        if folder.exists(): t.assert_whole_files(folder)
+        if code == 0 and kills >= 3: break
+        if code == 0: shutil.rmtree(folder); kills, duration = 0, duration / 2      # faster than it was at first: once more
+        else:
+            assert code in (130, -signal.SIGKILL), code
+            kills += 1
+    assert t.same(t.load(folder/'synthetic.safetensors'), t.load(whole/'synthetic.safetensors'))
+    assert (folder/'metrics.jsonl').read_bytes() == (whole/'metrics.jsonl').read_bytes()
+    assert (folder/'images.png').read_bytes() == (whole/'images.png').read_bytes()
+    assert {p.name for p in folder.iterdir() if not p.name.startswith('.')} - {'checkpoint.pt'} == t.FILES
+    found['kills'][name] = kills
+print(json.dumps(found))
+'''
+
+
+@pytest.fixture(scope='module')
+def other_process(tmp_path_factory):
+    "A second Python that distils with all methods, and gets its own children killed at random moments."
+    if not hasattr(os, 'fork'): pytest.skip('needs os.fork')
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONHASHSEED': '7', 'MPLBACKEND': 'Agg'}
+    p = subprocess.run([sys.executable, '-c', DRIVER, str(Path(__file__).parent), str(tmp_path_factory.mktemp('kill')), '5'], capture_output=True, text=True, env=env, timeout=500)
+    assert p.returncode == 0, p.stderr[-3000:]
+    return json.loads(p.stdout.splitlines()[-1])
+
+
+def test_killed_at_random_moments_and_resumed(other_process):
+    "SIGKILL and SIGINT, several times each run: bit for bit the result and the metrics of a run that was left alone (compared in the other process)."
+    assert min(other_process['kills'].values()) >= 3, other_process['kills']
+
+
+@every_method
+def test_another_process_makes_the_same(other_process, name):
+    torch.manual_seed(123)
+    assert run(name).hash() == other_process['hashes'][name]
+
+
+# Seeds and randomness
+
+@every_method
+def test_the_seed_decides(name):
+    a, b, c = (run(name, seed=s, ipc=5) for s in (3, 3, 4))
+    assert same(a, b)
+    assert not torch.equal(a.x, c.x)
+    if METHODS[name].matcher: assert not torch.equal(a.x, run(small(name, steps=STEPS + 1), seed=3, ipc=5).x)
+
+
+@every_method
+def test_the_global_generator_is_left_alone(name):
+    torch.manual_seed(0); np.random.seed(0)
+    before, np_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = run(name)
+    assert torch.equal(before, torch.get_rng_state()) and (np_before == np.random.get_state()[1]).all()
+    torch.manual_seed(99)
+    assert same(first, run(name))
+
+
+def test_the_data_are_left_alone():
+    data = toy()
+    before = data.hash()
+    run('rdd-distance', data)
+    assert data.hash() == before
+
+
+def test_numpy_integers_are_integers(tmp_path):
+    "Seeds and sizes often come out of `np.arange`."
+    assert same(run('rdd-distance', seed=np.int64(1), ipc=np.int64(2), out=tmp_path/'a'), run('rdd-distance', seed=1, ipc=2))
+    assert json.loads((tmp_path/'a'/'config.json').read_text())['seed'] == 1
+
+
+# Groups are for evaluation
+
+@pytest.mark.parametrize('method', [*METHODS.items(), *((f'{n} {c}', dataclasses.replace(METHODS[n], cells=c)) for n in ('rdd-network', 'rdd-target', 'rdd-distance') for c in ('synthetic', 'initial'))],
+                         ids=lambda m: m[0])
+@settings(max_examples=3)
+@given(seed=st.integers(0, 1000), n_groups=st.integers(1, 5))
+def test_group_ids_never_influence(method, seed, n_groups):
+    name, m = method
+    m = dataclasses.replace(m, steps=2, width=4, batch=8, network_batch=16) if m.matcher else m
+    plain = toy(groups=False)
+    ids = torch.randint(n_groups, (len(plain),), generator=torch.Generator().manual_seed(seed))
+    grouped = GroupedDataset(plain.x, plain.y, ids, groups=[str(i) for i in range(n_groups)], mean=plain.mean, std=plain.std)
+    assert same(run(m, grouped), run(m, plain)) and same(run(m, grouped.without_groups()), run(m, plain))
+
+
+@pytest.mark.parametrize('name', ['rdd-network', 'rdd-target', 'rdd-distance'])
+def test_group_ids_influence_where_they_are_asked_for(name):
+    data, m = toy(), small(name, cells='groups')
+    other = GroupedDataset(data.x, data.y, (torch.arange(len(data)) // 3) % 2, groups=data.groups, mean=data.mean, std=data.std)
+    assert not torch.equal(run(m, data).x, run(m, other).x)
+    with pytest.raises(ValueError, match='group ids') as e: run(m, toy(groups=False))
+    assert one_line(e)
+
+
+# What comes out
+
+@every_method
+def test_the_result_says_what_it_is(name, tmp_path):
+    data = toy()
+    s = run(name, data, out=tmp_path/'run', source=dict(name='toy', share=.2))
+    assert s.x.shape == (6, 1, 8, 8) and s.y.tolist() == [0, 0, 1, 1, 2, 2] and s.classes == data.classes
+    assert torch.equal(s.mean, data.mean) and torch.equal(s.std, data.std)
+    assert same(s, load(tmp_path/'run'/'synthetic.safetensors'))
+    p = s.provenance
+    assert p['data_hash'] == data.hash() and p['seed'] == 0 and p['ipc'] == 2 and p['source'] == dict(name='toy', share=.2) and p['versions']['torch'] == torch.__version__
+    assert p['seconds'] >= 0 and p['peak_mb'] >= 0 and p['steps'] == small(name).steps
+    config = json.loads((tmp_path/'run'/'config.json').read_text())
+    assert config['method'] == small(name).describe() == p['settings']
+    rows = [json.loads(line) for line in (tmp_path/'run'/'metrics.jsonl').read_text().splitlines()]
+    assert [r['step'] for r in rows] == list(range(1, small(name).steps + 1)) and all(math.isfinite(r['loss']) for r in rows)
+    real = {tuple(v.flatten().tolist()): c for v, c in zip(data.x, data.y.tolist())}
+    assert [real[tuple(v.flatten().tolist())] for v in s.initial] == s.y.tolist()      # real samples of the right class, all different
+    assert len({tuple(v.flatten().tolist()) for v in s.initial}) == len(s)
+    assert torch.equal(s.x, s.initial) == (METHODS[name].matcher is None)
+
+
+@every_method
+def test_mass_is_the_share_of_the_class(name):
+    data, s = toy(), run(name)
+    x, y = data.x.flatten(1).double().numpy(), data.y.numpy()
+    centres = s.x.flatten(1).double().numpy()
+    for c in range(3):
+        own = np.where(s.y.numpy() == c)[0]
+        nearest = ((x[y == c][:, None] - centres[own]) ** 2).sum(2).argmin(1)
+        np.testing.assert_allclose(s.mass.numpy()[own], np.bincount(nearest, minlength=2) / (y == c).sum(), atol=1e-6)
+    if METHODS[name].risk is None: assert s.weight is None
+    else:
+        assert (s.weight >= 0).all()
+        np.testing.assert_allclose(s.weight.view(3, 2).sum(1).numpy(), 1, atol=1e-5)
+
+
+def test_step_sizes_and_networks_come_and_go():
+    "A cosine from `lr` towards 0, and a new network every `network_life` steps, never the same twice."
+    run_ = Distiller(toy(), small('gradient', steps=8, network_life=3, lr=.2), 2, 0, 'cpu')
+    rates, networks = [], []
+    for _ in range(8):
+        run_.step()
+        rates.append(run_.optimizer.param_groups[0]['lr'])
+        networks.append(id(run_.network))
+    np.testing.assert_allclose(rates, [.1 * (1 + math.cos(math.pi * t / 8)) for t in range(8)], rtol=1e-6)
+    changes = [t for t in range(1, 8) if networks[t] != networks[t - 1]]
+    assert changes == [3, 6]
+    first, later = Distiller(toy(), small('gradient'), 2, 0, 'cpu'), Distiller(toy(), small('gradient'), 2, 0, 'cpu')
+    later.step_number = 3
+    later._draw_network()
+    assert not torch.equal(first.network.head.weight, later.network.head.weight)
+
+
+@pytest.mark.parametrize('cells', ['synthetic', 'initial', 'kmeans', 'groups'])
+def test_clusters_never_cross_classes(cells):
+    data = toy()
+    run_ = Distiller(data, small('rdd-target', cells=cells, cells_per_class=None), 3, 0, 'cpu')
+    run_.step()
+    ids = run_.clusters(torch.arange(len(data)))
+    assert torch.equal(run_.owner[ids], data.y)
+    assert len(run_.owner) == 3 * (2 if cells == 'groups' else 3)
+
+
+def test_kmeans_may_have_its_own_number_of_cells():
+    data = toy()
+    for place, name in (('target', 'rdd-target'), ('distance', 'rdd-distance'), ('network', 'rdd-network')):
+        run_ = Distiller(data, small(name, cells='kmeans', cells_per_class=5), 2, 0, 'cpu')
+        run_.step()
+        assert len(run_.owner) == 15 and torch.equal(run_.owner[run_.clusters(torch.arange(len(data)))], data.y)
+        np.testing.assert_allclose(run_.result(None, data.mean, data.std).weight.view(3, 2).sum(1).numpy(), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_every_network_can_be_matched(name):
+    for matcher in (DistributionMatching(), GradientMatching()):
+        if isinstance(matcher, GradientMatching) and name not in ('convnet', 'mlp'): continue      # takes seconds
+        method = Method(matcher, .5 * Mean() + .5 * CVaR(.5), 'distance', steps=1, lr=.1, batch=3, network=name)
+        assert torch.isfinite(run(method, toy(18), ipc=1).x).all()
+
+
+# Input that does not fit: one line, and nothing is written
+
+def refused(tmp_path, call, *words):
+    "The call raises a `ValueError` of one line with these words, before it touches the folder `out`."
+    out = tmp_path/'out'
+    with pytest.raises(ValueError) as e: call(out)
+    assert one_line(e), str(e.value)
+    for word in words: assert word in str(e.value), str(e.value)
+    assert not out.exists()
+
+
+@every_method
+@pytest.mark.parametrize('ipc', [0, -1, 2.5, '3', None, 10 ** 6, 16])
+def test_impossible_ipc(name, ipc, tmp_path): refused(tmp_path, lambda out: run(name, out=out, ipc=ipc), 'ipc')
+
+
+@every_method
+@pytest.mark.parametrize('empty', [0, 1, 2])
+def test_a_class_without_samples(name, empty, tmp_path):
+    data = toy()
+    data = data.subset(data.y != empty)
+    assert data.n_classes == 3
+    refused(tmp_path, lambda out: run(name, data, out=out), f'class {empty}', 'no samples')
+
+
+@every_method
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+def test_values_that_are_no_numbers(name, value, tmp_path):
+    data = toy()
+    data.x[4, 0, 3, 3] = value                            # behind the constructor's back
+    refused(tmp_path, lambda out: run(name, data, out=out), 'x', 'NaN')
+    with pytest.raises(ValueError, match='sample 4') as e: GroupedDataset(data.x, data.y)
+    assert one_line(e)
+
+
+def test_data_of_the_wrong_kind(tmp_path):
+    x, y = torch.rand(30, 1, 8, 8), torch.arange(30) % 3
+    for data in ((x, y), x, None, 'digits', np.zeros((3, 8, 8))): refused(tmp_path, lambda out: distill(data, out=out), 'data', 'GroupedDataset')
+    refused(tmp_path, lambda out: run('rdd-distance', from_arrays(torch.rand(30, 5), y), out=out), '(5,)')
+    refused(tmp_path, lambda out: run('rdd-distance', from_arrays(torch.rand(30, 1, 2, 2), y), out=out), '2x2')
+    for labels, word in ((y + 1, '0..C-1'), (y * 2, '0..C-1'), (y - 1, '0..'), (y[:-1], '30'), (y.float() + .5, 'integers'), (y[:, None], 'shape')):
+        with pytest.raises(ValueError, match=word) as e: from_arrays(x, labels)
+        assert one_line(e)
+    for images in (x * 255, x - .5, x[:, :, :, :, None], x[0, 0, 0]):
+        with pytest.raises(ValueError) as e: from_arrays(images, y)
+        assert one_line(e)
+
+
+@pytest.mark.parametrize('changes, word', [
+    (dict(risk='cvar(tail=0.2)', risk_at=None), 'place'), (dict(risk=None), 'place'), (dict(risk_at='pixels'), 'network, target, distance'), (dict(risk='cvr(.2)'), 'cvar'), (dict(risk='cvar(2)'), 'tail'),
+    (dict(risk=3), 'risk'), (dict(risk=[]), 'risk'), (dict(cells='voronoi'), 'synthetic, initial'), (dict(init='noise'), 'kmeans, random'), (dict(matcher='gradient'), 'matcher'), (dict(matcher=7), 'matcher'),
+    (dict(steps=-1), 'steps'), (dict(steps='abc'), 'steps'), (dict(steps=2.5), 'steps'), (dict(steps=None), 'steps'), (dict(steps=[1]), 'steps'), (dict(lr=0), 'lr'), (dict(lr=-1.), 'lr'), (dict(lr='x'), 'lr'),
+    (dict(lr=float('nan')), 'lr'), (dict(lr=float('inf')), 'lr'), (dict(momentum=-1), 'momentum'), (dict(momentum=1.5), 'momentum'), (dict(batch=0), 'batch'), (dict(batch='x'), 'batch'), (dict(batch=2.5), 'batch'),
+    (dict(network_life=0), 'network_life'), (dict(network_life=1.5), 'network_life'), (dict(network_steps=-1), 'network_steps'), (dict(network_lr=-1), 'network_lr'), (dict(network_lr='a'), 'network_lr'),
+    (dict(network_batch=0), 'network_batch'), (dict(width=0), 'width'), (dict(width=-4), 'width'), (dict(width='x'), 'width'), (dict(network='convnett'), 'convnet, mlp'), (dict(network=3), 'convnet, mlp'),
+    (dict(augment='flipp'), 'flipp'), (dict(augment=3), 'augment'), (dict(cells='kmeans', cells_per_class=-3), 'cells_per_class'), (dict(cells='kmeans', cells_per_class=16), 'cells_per_class'),
+    (dict(risk_at='network', network_steps=0), 'network_steps'), (dict(risk=TwoLevel(Mean(), Mean()), risk_at='distance'), 'distance'), (dict(stepz=3), 'stepz'), (dict(ipc_=3), 'ipc_'),
+], ids=str)
+def test_settings_that_cannot_be_meant(changes, word, tmp_path):
+    refused(tmp_path, lambda out: run('rdd-distance', out=out, **changes), word)
+
+
+@pytest.mark.parametrize('name', ['magic', 'RDD', '', 'full', None, 3])
+def test_unknown_methods(name, tmp_path):
+    with pytest.raises(ValueError) as e: distill(toy(), name, 2, device='cpu', out=tmp_path/'out')
+    assert one_line(e) and 'rdd-target' in str(e.value) and not (tmp_path/'out').exists()
+
+
+@pytest.mark.parametrize('risk', [GroupDRO(6), Regret(GroupDRO(6), [0] * 6), .5 * Mean() + .5 * GroupDRO(6)], ids=repr)
+@pytest.mark.parametrize('place', ['network', 'target'])
+def test_risks_with_a_memory(risk, place, tmp_path):
+    "A risk whose weights depend on earlier batches either learns, and its state is part of a checkpoint, or it is refused."
+    refused(tmp_path, lambda out: run(small('gradient', risk=risk, risk_at=place), out=out), 'risk')
+
+
+@every_method
+def test_no_such_device(name, tmp_path): refused(tmp_path, lambda out: distill(toy(), name, 2, device='tpu', out=out), 'device', 'tpu')
+
+
+def test_a_step_size_that_is_too_large(tmp_path):
+    "A run that explodes says so and leaves no result."
+    for name in ('rdd-distance', 'rdd-target', 'distribution'):
+        with pytest.raises(ValueError, match='lr') as e: run(small(name, lr=1e38, steps=4), out=tmp_path/name)
+        assert one_line(e) and not (tmp_path/name/'synthetic.safetensors').exists()
+
+
+# Run folders
+
+def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
+    first = run('rdd-distance', out=tmp_path)
+    times = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    monkeypatch.setattr(Distiller, 'step', None)
+    assert same(run('rdd-distance', out=tmp_path, resume=True), first)
+    with pytest.raises(ValueError, match='resume') as e: run('rdd-distance', out=tmp_path)
+    assert one_line(e) and {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == times
+
+
+@pytest.mark.parametrize('other, word', [
+    (dict(seed=1), 'seed'), (dict(ipc=3), 'ipc'), (dict(steps=STEPS + 1), 'steps'), (dict(lr=2.), 'lr'), (dict(risk='cvar(tail=0.5)'), 'risk'), (dict(cells='initial'), 'cells'), (dict(data=toy(seed=1)), 'data_hash'),
+    (dict(data=toy(groups=False)), 'data_hash'),
+], ids=lambda o: str(o) if isinstance(o, dict) and 'data' not in o else None)
+def test_a_folder_with_another_run(other, word, tmp_path):
+    run('rdd-distance', out=tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for resume in (True, False):
+        with pytest.raises(ValueError, match=word) as e: run('rdd-distance', out=tmp_path, resume=resume, **other)
+        assert one_line(e) and {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_run_of_another_version_of_the_package(tmp_path):
+    "A setting that has gone, and one that is new."
+    run('rdd-distance', out=tmp_path)
+    config = json.loads((tmp_path/'config.json').read_text())
+    for change in (dict(gone=1), dict(lr=None)):
+        method = {k: v for k, v in (config['method'] | change).items() if v is not None}
+        (tmp_path/'config.json').write_text(json.dumps(config | dict(method=method)))
+        with pytest.raises(ValueError, match=next(iter(change))) as e: run('rdd-distance', out=tmp_path, resume=True)
+        assert one_line(e)
+
+
+@pytest.mark.parametrize('text', ['[1, 2]', '{}', '3', 'null', '{"data": "toy"}', '{', '', '\x00\xff', '"config"'])
+@pytest.mark.parametrize('resume', [True, False])
+def test_a_foreign_config(text, resume, tmp_path):
+    (tmp_path/'config.json').write_text(text)
+    with pytest.raises(ValueError) as e: run('rdd-distance', out=tmp_path, resume=resume)
+    assert one_line(e) and str(tmp_path) in str(e.value)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [('config.json', text)]
+
+
+@pytest.mark.parametrize('resume', [True, False])
+def test_a_folder_with_something_else(resume, tmp_path):
+    (tmp_path/'thesis.tex').write_text('years of work')
+    with pytest.raises(ValueError, match='not empty') as e: run('rdd-distance', out=tmp_path, resume=resume)
+    assert one_line(e) and [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
+
+
+@pytest.mark.parametrize('resume', [True, False])
+def test_a_folder_that_is_a_file(resume, tmp_path):
+    (tmp_path/'file').write_text('x')
+    for out in (tmp_path/'file', tmp_path/'file'/'below'):
+        with pytest.raises((ValueError, OSError)): run('rdd-distance', out=out, resume=resume)
+    assert (tmp_path/'file').read_text() == 'x'
+
+
+@pytest.mark.parametrize('left', [[], ['.config.json.99.tmp']], ids=['empty', 'killed while the first file was written'])
+@pytest.mark.parametrize('resume', [True, False])
+def test_a_folder_without_a_run(left, resume, tmp_path):
+    for name in left: (tmp_path/name).write_text('{"da')
+    assert same(run('rdd-distance', out=tmp_path, resume=resume), run('rdd-distance'))
+
+
+@pytest.mark.skipif(os.name == 'nt' or (hasattr(os, 'geteuid') and os.geteuid() == 0), reason='root may write everywhere')
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path/'locked').mkdir(mode=0o500)
+    with pytest.raises(PermissionError): run('rdd-distance', out=tmp_path/'locked'/'run')
+
+
+# Checkpoints
+
+def stopped(folder, at=4, seed=0, **changes):
+    "A run folder with a checkpoint, as Ctrl-C leaves it."
+    step = Distiller.step
+    def interrupted(self):
+        if self.step_number == at: raise KeyboardInterrupt
+        return step(self)
+    Distiller.step = interrupted
+    try: run(small('rdd-distance', **changes), out=folder, seed=seed, checkpoint_every=2)
+    except KeyboardInterrupt: pass
+    finally: Distiller.step = step
+    return folder/'checkpoint.pt'
+
+
+class Payload:
+    "Code that runs when it is unpickled."
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return open, (str(self.path), 'w')
+
+
+def test_a_checkpoint_that_is_none(tmp_path):
+    path = stopped(tmp_path/'run')
+    state, raw = torch.load(path, weights_only=True), path.read_bytes()
+    images = state['images']
+    foreign = [[1, 2], None, 5, 'text', torch.zeros(3), {}, dict(step=1), state | dict(history=[1.]), state | dict(images=images[:1]), state | dict(images=images[:2]), state | dict(images=None),
+               state | dict(optimizer={}), state | dict(network={}), {k: v for k, v in state.items() if k != 'seconds'}, state | dict(weight=state['weight'][:2]), state | dict(step='a')]
+    contents = [lambda p, o=o: torch.save(o, p) for o in foreign]
+    contents += [lambda p, n=n: p.write_bytes(raw[:n]) for n in (0, 1, 100, len(raw) // 2, len(raw) - 100, len(raw) - 1)]
+    contents += [lambda p: p.write_bytes(b'not a checkpoint'), lambda p: p.write_bytes(os.urandom(5000)), lambda p: p.write_bytes(pickle.dumps(Payload(tmp_path/'pwned'))),
+                 lambda p: torch.save(dict(state=Payload(tmp_path/'pwned')), p), lambda p: (p.unlink(), p.mkdir())]
+    for write in contents:
+        write(path)
+        with pytest.raises(ValueError, match='checkpoint') as e: run('rdd-distance', out=tmp_path/'run', resume=True)
+        assert one_line(e) and 'checkpoint.pt' in str(e.value)
+    assert not (tmp_path/'pwned').exists() and not (tmp_path/'run'/'synthetic.safetensors').exists()
+    shutil.rmtree(path)
+    assert same(run('rdd-distance', out=tmp_path/'run', resume=True), run('rdd-distance'))      # without it, the run starts again
+
+
+@pytest.mark.parametrize('other', [dict(seed=1), dict(lr=2.), dict(steps=STEPS + 2)], ids=str)
+def test_a_checkpoint_of_another_configuration(other, tmp_path):
+    "Shapes fit, nothing else does."
+    path, foreign = stopped(tmp_path/'run'), stopped(tmp_path/'other', **other)
+    shutil.copy(foreign, path)
+    with pytest.raises(ValueError, match='checkpoint') as e: run('rdd-distance', out=tmp_path/'run', resume=True)
+    assert one_line(e)
+
+
+def test_state_survives_a_round_trip():
+    "A copy of the state is not touched by further steps, and brings a fresh `Distiller` to the same place."
+    a = Distiller(toy(), small('rdd-network'), 2, 0, 'cpu')
+    for _ in range(3): a.step()
+    state = a.state_dict()
+    kept = state['images'].clone()
+    losses = [a.step() for _ in range(3)]
+    assert torch.equal(state['images'], kept)
+    b = Distiller(toy(), small('rdd-network'), 2, 0, 'cpu')
+    b.load_state_dict(state)
+    assert [b.step() for _ in range(3)] == losses and torch.equal(a.images, b.images) and a.history == b.history and torch.equal(a.weight, b.weight)
+
+
+# Methods as values
+
+def test_methods_are_cards():
+    for name, m in METHODS.items():
+        assert as_method(name) == m == as_method(m)
+        card = m.describe()
+        assert json.loads(json.dumps(card)) == card and set(card) == {f.name for f in dataclasses.fields(Method)}
+        if m.risk is not None: assert dataclasses.replace(m, risk=card['risk']) == m      # the text says it all
+    assert as_method('gradient', steps=3).steps == 3 and METHODS['gradient'].steps != 3
+    with pytest.raises(dataclasses.FrozenInstanceError): METHODS['gradient'].steps = 3
+
+
+def test_zero_steps_is_the_start():
+    for name in METHODS:
+        s = run(small(name, steps=0))
+        assert torch.equal(s.x, s.initial) and (s.weight is None or not s.weight.any())
