@@ -18,6 +18,7 @@ from rdd_nb.evaluation import Training
 MAIN = 'random', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full', 'full-risk'
 ABLATIONS = {
     'gradient, small step': as_method('gradient', lr=.02),
+    'target, mean + CVaR over clusters': as_method('rdd-target', risk='twolevel(mean, 0.5*mean + 0.5*cvar(tail=0.5))', cells_per_class=4),
     'target, cells of synthetic images': as_method('rdd-target', cells='synthetic'),
     'target, true groups': as_method('rdd-target', cells='groups'),
     'distance, cells of synthetic images': as_method('rdd-distance', cells='synthetic'),

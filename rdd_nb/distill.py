@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS', 'Method', 'as_method', 'Distiller', 'step', 'state_dict', 'load_state_dict', 'result', 'distill']
 
-# %% ../nbs/45_distill.ipynb #33f69bc9
-import copy, dataclasses, json, pickle, time
+# %% ../nbs/45_distill.ipynb #9257e028
+import copy, dataclasses, hashlib, json, pickle, time
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -59,20 +59,20 @@ class Method:
         "The card as plain values, for JSON."
         return {f.name: v if isinstance(v := getattr(self, f.name), (str, int, float, type(None))) else repr(v) for f in dataclasses.fields(self)}
 
-# %% ../nbs/45_distill.ipynb #f3ba5171
+# %% ../nbs/45_distill.ipynb #39e96b0d
 _gradient = Method(GradientMatching(), steps=200, lr=.2, network_life=10, network_steps=2, network_lr=.05)
 _distribution = Method(DistributionMatching(), steps=200, lr=5., batch=256)
-_mean_cvar = .5 * risks.Mean() + .5 * risks.CVaR(.5)
-_at = dict(risk=risks.TwoLevel(risks.Mean(), _mean_cvar), cells='kmeans', cells_per_class=4)
+_uniform = dict(risk=risks.TwoLevel(risks.Mean(), risks.Mean()), cells='kmeans', cells_per_class=3)
+_mean_cvar = dict(risk=.5 * risks.Mean() + .5 * risks.CVaR(.5), cells='kmeans', cells_per_class=4)
 
 METHODS = {
     'random': Method(init='random'),
     'kmeans': Method(),
     'gradient': _gradient,
     'distribution': _distribution,
-    'rdd-network': dataclasses.replace(_gradient, risk_at='network', **_at),
-    'rdd-target': dataclasses.replace(_gradient, risk_at='target', **_at),
-    'rdd-distance': dataclasses.replace(_distribution, risk=_mean_cvar, risk_at='distance', cells='kmeans', cells_per_class=4),
+    'rdd-network': dataclasses.replace(_gradient, risk_at='network', **_uniform),
+    'rdd-target': dataclasses.replace(_gradient, risk_at='target', **_uniform),
+    'rdd-distance': dataclasses.replace(_distribution, risk_at='distance', **_mean_cvar),
 }
 
 def as_method(
@@ -237,10 +237,13 @@ def _short(old, new):
     if isinstance(old, dict) and isinstance(new, dict): k = next(k for k in new if old.get(k) != new[k]); old,new = f'{k}={old.get(k)}',f'{k}={new[k]}'
     return f'{str(old)[:60]} there, {str(new)[:60]} asked for'
 
-# %% ../nbs/45_distill.ipynb #113e7f06
-def _load_checkpoint(path, distiller):
+# %% ../nbs/45_distill.ipynb #5d2b476d
+def _fingerprint(config): return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+def _load_checkpoint(path, distiller, config):
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
+        if state['config'] != _fingerprint(config): raise ValueError
         distiller.load_state_dict(state)
         return state['seconds']
     except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError):
@@ -250,7 +253,7 @@ def _write_metrics(path, history):
     rows = (json.dumps(dict(step=i + 1, loss=l)) for i, l in enumerate(history))
     atomic_write(path, lambda p: p.write_text('\n'.join(rows) + '\n' if history else ''))
 
-# %% ../nbs/45_distill.ipynb #2f157bf6
+# %% ../nbs/45_distill.ipynb #9270f9c8
 def distill(
     data: GroupedDataset,        # training data
     method='rdd-distance',       # a name in `METHODS` or a `Method`
@@ -275,14 +278,14 @@ def distill(
             out = Path(out)
             if (done := _open_run(out, config, resume)) is not None: return done
         checkpoint,before = out and out/'checkpoint.pt',0.
-        if out and checkpoint.exists(): before = _load_checkpoint(checkpoint, run)
+        if out and checkpoint.exists(): before = _load_checkpoint(checkpoint, run, config)
         start = time.perf_counter()
         bar = tqdm(total=method.steps, initial=run.step_number, desc=f'{name} seed {seed}', disable=not progress or not method.steps)
         with bar:
             while run.step_number < method.steps:
                 bar.set_postfix(loss=f'{run.step():.3f}', refresh=False); bar.update()
                 if out and run.step_number % checkpoint_every == 0 and run.step_number < method.steps:
-                    state = run.state_dict() | dict(seconds=before + time.perf_counter() - start)
+                    state = run.state_dict() | dict(config=_fingerprint(config), seconds=before + time.perf_counter() - start)
                     atomic_write(checkpoint, lambda p: torch.save(state, p))
                     _write_metrics(out/'metrics.jsonl', run.history)
     provenance = config | dict(method=name, settings=method.describe(), source=source, steps=method.steps, seconds=round(before + cost.seconds, 3),
