@@ -253,7 +253,7 @@ def _write_metrics(path, history):
     rows = (json.dumps(dict(step=i + 1, loss=l)) for i, l in enumerate(history))
     atomic_write(path, lambda p: p.write_text('\n'.join(rows) + '\n' if history else ''))
 
-# %% ../nbs/45_distill.ipynb #9270f9c8
+# %% ../nbs/45_distill.ipynb #24ff89d6
 def distill(
     data: GroupedDataset,        # training data
     method='rdd-distance',       # a name in `METHODS` or a `Method`
@@ -269,8 +269,9 @@ def distill(
 ) -> SyntheticDataset:
     "Distil a data set. Raises `ValueError` in one line for input that does not fit, before anything is written."
     _checked_inputs(data, ipc)
-    method = as_method(method, **changes)
-    name = next((k for k, v in METHODS.items() if v == method), 'custom')
+    name,method = method,as_method(method, **changes)
+    if not isinstance(name, str): name = next((k for k, v in METHODS.items() if v == method), 'custom')
+    name = ', '.join([name, *(f'{k}={v}' for k, v in changes.items() if getattr(METHODS.get(name), k, None) != getattr(method, k))])
     config = _configuration(data, method, ipc, seed)
     with Cost(d := pick_device(device)) as cost:
         run = Distiller(data, method, ipc, seed, d)
