@@ -1,0 +1,334 @@
+"Evaluation against pandas, scikit-learn and scipy: metrics, intervals, the units of the images, and input that does not fit."
+import json
+import math
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.cluster import KMeans as SklearnKMeans
+from sklearn.metrics import accuracy_score, confusion_matrix
+
+from rdd_nb.data import GroupedDataset, from_arrays
+from rdd_nb.evaluation import METRICS, Training, evaluate, fit_clusters, group_metrics, interval, paired, predict, reference_clusters, summarise, train, wilson
+from rdd_nb.models import MODELS
+from rdd_nb.risk import CVaR
+from rdd_nb.synthetic import SyntheticDataset
+
+FAST = Training(width=4, epochs=3, batch=16)
+
+
+def toy(n=60, classes=3, groups=True, seed=0, shape=(1, 8, 8)):
+    "Noisy images around one prototype per class, every fourth inverted."
+    g = torch.Generator().manual_seed(7)
+    prototypes = torch.rand(classes, *shape, generator=g)
+    g.manual_seed(seed)
+    y = torch.arange(n) % classes
+    raw = (prototypes[y] * .6 + .4 * torch.rand(n, *shape, generator=g)).clamp(0, 1)
+    odd = torch.arange(n) % 4 == 0
+    raw[odd] = 1 - raw[odd]
+    return from_arrays(raw, y, odd.long() if groups else None, groups=['many', 'few'] if groups else None, classes=[f'c{i}' for i in range(classes)], name='toy')
+
+
+def set_of(data, ipc=4, **kw):
+    chosen = torch.cat([data.class_indices(c)[:ipc] for c in range(data.n_classes)])
+    return SyntheticDataset(data.x[chosen], data.y[chosen], data.mean, data.std, data.classes, **kw)
+
+
+def one_line(e): return '\n' not in str(e.value) and 0 < len(str(e.value)) < 300
+
+
+# Metrics
+
+@st.composite
+def outcomes(draw):
+    n, classes, groups = draw(st.integers(1, 40)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    column = lambda k: torch.tensor(draw(st.lists(st.integers(0, k - 1), min_size=n, max_size=n)))
+    return classes, groups, column(classes), column(classes), column(groups), column(5)
+
+
+@settings(max_examples=80)
+@given(outcomes())
+def test_metrics_are_those_of_pandas(outcome):
+    classes, groups, predicted, y, group, cluster = outcome
+    names = ['maj|ority', 'minority', 'x y'][:groups]
+    test = GroupedDataset(torch.zeros(len(y), 1, 2, 2), y, group, classes=[f'c{i}' for i in range(classes)], groups=names)
+    found = group_metrics(predicted, test, dict(cluster=cluster))
+    frame = pd.DataFrame(dict(hit=(predicted == y).numpy().astype(float), y=[f'c{i}' for i in y], group=[names[i] for i in group], cluster=cluster))
+    by = frame.groupby('group').hit
+    assert found['accuracy'] == pytest.approx(accuracy_score(y, predicted)) == pytest.approx(frame.hit.mean())
+    assert found['group_accuracy'] == pytest.approx(by.mean().to_dict()) and found['group_counts'] == by.size().to_dict()
+    assert found['worst_group_accuracy'] == pytest.approx(by.mean().min())
+    cells = frame.groupby(frame.y + '|' + frame.group).hit
+    assert found['class_group_accuracy'] == pytest.approx(cells.mean().to_dict()) and found['class_group_counts'] == cells.size().to_dict()
+    assert found['cluster_min_accuracy'] == pytest.approx(frame.groupby('cluster').hit.mean().min())
+    table = confusion_matrix(y, predicted, labels=range(classes))
+    assert found['accuracy'] == pytest.approx(np.trace(table) / table.sum())
+    alone = group_metrics(predicted, test.without_groups())
+    assert alone['group_accuracy'] == {'all': pytest.approx(frame.hit.mean())} and alone['group_counts'] == {'all': len(y)}
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_row_holds_what_it_says():
+    "Everything in a row of `evaluate`, recomputed from the networks with numpy."
+    data = toy()
+    test = toy(seed=5, n=70).renormalise(data.mean, data.std)
+    s, clusters = set_of(data), dict(cluster=fit_clusters(data, test), reference_cluster=reference_clusters(test))
+    row = evaluate(s, test, FAST, 3, 11, clusters, 'cpu')
+    hits = []
+    for k in range(3):
+        net = train(s.x, s.y, 3, FAST, (11, k), 'cpu')
+        with torch.no_grad(): hits.append((net((test.pixels() - s.mean) / s.std).argmax(1) == test.y).double().numpy())
+    assert not np.array_equal(hits[0], hits[1])                                        # networks differ
+    hit, y, group = np.mean(hits, 0), test.y.numpy(), test.group.numpy()
+    assert row['accuracy'] == pytest.approx(hit.mean())
+    by_group = {g: hit[group == i].mean() for i, g in enumerate(['many', 'few'])}
+    assert row['group_accuracy'] == pytest.approx(by_group) and row['worst_group_accuracy'] == pytest.approx(min(by_group.values())) and row['balanced_accuracy'] == pytest.approx(np.mean(list(by_group.values())))
+    assert row['group_counts'] == {'many': int((group == 0).sum()), 'few': int((group == 1).sum())}
+    cells = {f'c{c}|{g}': hit[(y == c) & (group == i)].mean() for c in range(3) for i, g in enumerate(['many', 'few'])}
+    assert row['class_group_accuracy'] == pytest.approx(cells)
+    worst = min(cells, key=cells.get)
+    n = row['class_group_counts'][worst]
+    assert row['worst_class_group_accuracy'] == pytest.approx(cells[worst]) and row['worst_class_group']['name'] == worst and row['worst_class_group']['n'] == n
+    assert (row['worst_class_group']['low'], row['worst_class_group']['high']) == pytest.approx(wilson(cells[worst] * n, n))
+    lowest = np.sort(list(cells.values()))                                             # CVaR: the worst fifth of six cells is one and a fifth of a cell
+    assert row['tail_class_group_accuracy'] == pytest.approx((lowest[0] + .2 * lowest[1]) / 1.2)
+    for name, ids in clusters.items():
+        minima = [min(h[ids.numpy() == c].mean() for c in np.unique(ids)) for h in hits]
+        assert row[f'{name}_min_accuracy'] == pytest.approx(np.mean(minima))
+    assert (row['seed'], row['networks'], row['images']) == (11, 3, 12) and row['evaluation_seconds'] >= 0 and row['evaluation_peak_mb'] >= 0
+    json.dumps(row, allow_nan=False)
+
+
+def test_clusters_come_from_training_pixels_alone():
+    data, test = toy(n=90), toy(n=50, seed=3)
+    ids = fit_clusters(data, test)
+    assert ids.shape == (50,) and torch.equal(ids, fit_clusters(data, test)) and len(ids.unique()) > 3
+    part = torch.arange(10, 30)
+    assert torch.equal(fit_clusters(data, test.subset(part)), ids[part])               # the test set has no say in where they are
+    centres = np.stack([data.x.flatten(1).numpy()[(fit_clusters(data, data) == c).numpy()].mean(0) for c in range(10)])
+    expected = ((test.x.flatten(1).numpy()[:, None] - centres) ** 2).sum(2).argmin(1)
+    assert (ids.numpy() == expected).mean() > .95                                      # the centres are the means of what is nearest to them
+    assert int(fit_clusters(data.subset(torch.arange(4)), test).max()) <= 3
+    ours = reference_clusters(test).numpy()
+    assert np.array_equal(ours, SklearnKMeans(10, random_state=0).fit_predict(test.x.flatten(1).numpy()))
+
+
+# Intervals
+
+@settings(max_examples=80)
+@given(n=st.integers(1, 3000), share=st.floats(0, 1), confidence=st.sampled_from([.8, .9, .95, .99]))
+def test_wilson_is_that_of_scipy(n, share, confidence):
+    k = round(share * n)
+    expected = stats.binomtest(k, n).proportion_ci(confidence, method='wilson')
+    low, high = wilson(k, n, confidence)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9) and 0 <= low <= k / n + 1e-12 and k / n <= high + 1e-12 and high <= 1
+
+
+def test_wilson_of_fractions_lies_between():
+    "Averages over networks are no whole numbers."
+    lows, highs = zip(*(wilson(k / 4, 10) for k in range(41)))
+    assert list(lows) == sorted(lows) and list(highs) == sorted(highs) and lows[0] == 0 and highs[-1] == pytest.approx(1)
+
+
+numbers = st.floats(-1, 1, width=32)
+
+
+@settings(max_examples=60)
+@given(st.lists(numbers, min_size=2, max_size=9), st.sampled_from([.9, .95]))
+def test_interval_is_that_of_scipy(values, confidence):
+    found = interval(values, confidence)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')                                                # scipy warns of equal values
+        expected = stats.ttest_1samp(values, 0).confidence_interval(confidence)
+    assert found['mean'] == pytest.approx(np.mean(values), abs=1e-12)
+    if np.std(values) > 1e-6: assert (found['low'], found['high']) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert found['low'] <= found['mean'] <= found['high']
+
+
+def test_one_value_has_no_interval(): assert interval([.5]) == dict(mean=.5, low=None, high=None)
+
+
+def rows_of(table, seeds=None):
+    "Rows of a comparison from {method: [accuracy of each seed]}; the groups' accuracies follow from it."
+    return [dict(method=m, seed=s, accuracy=a, worst_group_accuracy=a / 2, worst_class_group_accuracy=a / 4, group_accuracy=dict(many=a ** 2, few=a / 2), seconds=float(s))
+            for m, values in table.items() for s, a in zip((seeds or {}).get(m, range(99)), values)]
+
+
+@settings(max_examples=30)
+@given(st.integers(2, 7), st.integers(0, 1000))
+def test_paired_is_that_of_scipy(n, seed):
+    rng = np.random.default_rng(seed)
+    table = {m: rng.random(n) for m in ('rdd', 'kmeans', 'gradient', 'other')}
+    rows = rows_of(table)
+    rng.shuffle(rows)                                                                  # pairs go by seed, not by place
+    found = {(r['method'], r['baseline'], r['metric']): r for r in paired(rows)}
+    assert {k[1] for k in found} == {'kmeans', 'gradient'} and all(k[0] != k[1] for k in found)
+    metrics = {'accuracy': lambda a: a, 'worst_group_accuracy': lambda a: a / 2, 'worst_class_group_accuracy': lambda a: a / 4, 'group_accuracy|many': lambda a: a ** 2, 'group_accuracy|few': lambda a: a / 2}
+    assert len(found) == (3 + 3) * len(metrics)
+    for (m, b, metric), r in found.items():
+        one, two = metrics[metric](table[m]), metrics[metric](table[b])
+        expected = stats.ttest_rel(one, two).confidence_interval(.95)
+        assert (r['difference'], r['low'], r['high']) == pytest.approx(((one - two).mean(), expected.low, expected.high)) and r['n_seeds'] == n
+
+
+def test_only_shared_seeds_are_paired():
+    rows = rows_of(dict(rdd=[.5, .6, .9], kmeans=[.3, .1], gradient=[.2]), dict(rdd=[0, 1, 2], kmeans=[2, 1], gradient=[7]))
+    found = {(r['baseline'], r['metric']): r for r in paired(rows) if r['method'] == 'rdd'}
+    assert not [k for k in found if k[0] == 'gradient']
+    r = found['kmeans', 'accuracy']
+    assert r['n_seeds'] == 2 and r['difference'] == pytest.approx(((.9 - .3) + (.6 - .1)) / 2)
+    alone = paired(rows_of(dict(rdd=[.5], kmeans=[.25])))
+    assert all(r['low'] is None and r['high'] is None and r['n_seeds'] == 1 for r in alone) and len(alone) == 5
+    assert paired(rows_of(dict(rdd=[.5, .6]))) == [] == paired([])
+
+
+def test_summary():
+    table = dict(b=[.5, .7], a=[.1, .2], c=[.9])
+    found = summarise(rows_of(table)[::-1][::-1])
+    assert [s['method'] for s in found] == ['b', 'a', 'c'] and [s['n_seeds'] for s in found] == [2, 2, 1]
+    for s in found:
+        values = np.array(table[s['method']])
+        assert s['accuracy'] == interval(values) and s['group_accuracy']['many'] == interval(values ** 2) and set(s['group_accuracy']) == {'many', 'few'}
+        assert {k for k in s if k in METRICS} == {'accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy', 'seconds'}
+    assert summarise([]) == []
+
+
+def test_costs_that_nobody_knows():
+    "A set that was not made by `distill` has no seconds: the summary leaves them out, it does not say NaN."
+    rows = [r | dict(seconds=None, peak_mb=None) for r in rows_of(dict(mine=[.5, .6]))]
+    found, = summarise(rows)
+    json.dumps(found, allow_nan=False)
+    assert found['accuracy']['mean'] == pytest.approx(.55)
+
+
+# The units of the images
+
+@pytest.mark.parametrize('shape', [(1, 8, 8), (3, 8, 8)])
+def test_test_images_come_in_the_units_of_the_set(shape):
+    "Sets and test data may have been normalised with different numbers; what counts are the pixels."
+    data, test = toy(shape=shape), toy(shape=shape, seed=9)
+    s = set_of(data)
+    row = evaluate(s, test, FAST, 1, 0, device='cpu')
+    for mean, std in ((0., 1.), (.2, 3.), ([.1, .5, .9][:shape[0]], [.2, .3, .4][:shape[0]])):
+        assert evaluate(s, test.renormalise(mean, std), FAST, 1, 0, device='cpu')['accuracy'] == row['accuracy']
+        assert evaluate(data, test.renormalise(mean, std), FAST, 1, 0, device='cpu')['accuracy'] == evaluate(data, test, FAST, 1, 0, device='cpu')['accuracy']
+    raw = SyntheticDataset(s.pixels(), s.y, torch.zeros(1), torch.ones(1), s.classes)
+    net = train(raw.x, raw.y, 3, FAST, (0, 0), 'cpu')
+    expected = (predict(net, test.pixels()) == test.y).double().mean().item()
+    assert evaluate(raw, test, FAST, 1, 0, device='cpu')['accuracy'] == pytest.approx(expected)
+
+
+# Training
+
+def test_the_same_twice_and_something_else_with_another_seed():
+    data, test = toy(), toy(seed=1)
+    s = set_of(data)
+    drop = lambda row: {k: v for k, v in row.items() if not k.startswith('evaluation_')}
+    torch.manual_seed(0)
+    state, one = torch.get_rng_state(), drop(evaluate(s, test, FAST, 2, 0, device='cpu'))
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(5)
+    assert drop(evaluate(s, test, FAST, 2, 0, device='cpu')) == one
+    parameters = [torch.cat([p.flatten() for p in train(s.x, s.y, 3, FAST, seed, 'cpu').parameters()]) for seed in (0, 0, 1)]
+    assert torch.equal(*parameters[:2]) and not torch.equal(*parameters[1:])
+    for changes in (dict(augment='crop rotate'), dict(epochs=4), dict(lr=.01), dict(risk='cvar(tail=0.3)')):
+        other = train(s.x, s.y, 3, Training(**vars(FAST) | changes), 0, 'cpu')
+        assert not torch.equal(parameters[0], torch.cat([p.flatten() for p in other.parameters()]))
+
+
+def test_training_learns_and_never_looks_at_groups():
+    data = toy(n=120)
+    net = train(data.x, data.y, 3, Training(width=8, epochs=25, batch=32), 0, 'cpu')
+    assert not net.training and (predict(net, data.x) == data.y).double().mean() > .95
+    for batch in (1, 7, 1000): assert torch.equal(predict(net, data.x, batch), predict(net, data.x))
+    other = GroupedDataset(data.x, data.y, 1 - data.group, data.classes, data.groups, data.mean, data.std)
+    a, b = (evaluate(d, toy(seed=2), FAST, 1, 0, device='cpu') for d in (data, other))
+    assert a['class_group_accuracy'] == b['class_group_accuracy']
+
+
+def test_every_sample_is_seen_in_every_epoch(monkeypatch):
+    "Also the last, smaller batch; and the step size ends near zero."
+    import rdd_nb.evaluation as module
+    seen, rates = [], []
+    monkeypatch.setattr(module, 'augment', lambda x, **k: (seen.append(x.flatten(1)[:, 0].clone()), (x,))[1])
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, 'step', lambda self, *a, **k: (rates.append(self.param_groups[0]['lr']), step(self, *a, **k))[1])
+    x, y = torch.arange(21.).view(-1, 1, 1, 1).expand(-1, 1, 8, 8) / 21, torch.arange(21) % 3
+    train(x, y, 3, Training(width=4, epochs=4, batch=8, lr=.1), 0, 'cpu')
+    assert [len(v) for v in seen] == [8, 8, 5] * 4
+    epochs = [torch.cat(seen[3 * e:3 * e + 3]) for e in range(4)]
+    assert all(torch.equal(e.sort().values, x[:, 0, 0, 0]) for e in epochs) and not torch.equal(*epochs[:2])
+    np.testing.assert_allclose(rates, [.05 * (1 + math.cos(math.pi * t / 12)) for t in range(12)], rtol=1e-6, atol=1e-12)
+
+
+def test_the_risk_is_that_of_the_losses():
+    "One step of full-batch training goes down the risk."
+    data = toy(n=12)
+    t = Training(width=4, epochs=1, batch=12, momentum=0., weight_decay=0., lr=.1, risk='0.5*mean + 0.5*cvar(tail=0.25)')
+    net = train(data.x, data.y, 3, t, 0, 'cpu')
+    import rdd_nb.models as models
+    start = models.make_model('convnet', (1, 8, 8), 3, seed=('evaluation', 0), width=4)
+    losses = torch.nn.functional.cross_entropy(start(data.x), data.y, reduction='none')
+    (.5 * losses.mean() + .5 * losses.topk(3).values.mean()).backward()
+    for a, b in zip(net.parameters(), start.parameters()): torch.testing.assert_close(a.detach(), b.detach() - .1 * b.grad, rtol=1e-4, atol=1e-6)
+    assert t.risk == .5 * t.risk.parts[0][1] + .5 * CVaR(.25) and json.loads(json.dumps(t.describe()))['risk'] == repr(t.risk)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_every_architecture(name):
+    data = toy(n=6)
+    row = evaluate(data, toy(n=8), Training(name, epochs=1, batch=6), 1, device='cpu')
+    assert 0 <= row['accuracy'] <= 1
+
+
+def test_tables():
+    x, y = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 2
+    x[:, 0] += 4 * y
+    data = from_arrays(x, y)
+    assert evaluate(data, data, Training('mlp', width=8, epochs=20, batch=10), 1, device='cpu')['accuracy'] > .9
+
+
+# Input that does not fit
+
+def test_missing_classes_are_a_warning():
+    data, test = toy(), toy(seed=1)
+    s = SyntheticDataset(data.x[data.y != 1][:6], data.y[data.y != 1][:6], data.mean, data.std, data.classes)
+    with pytest.warns(UserWarning, match='no samples of class c1'): row = evaluate(s, test, FAST, 1, device='cpu')
+    assert 0 <= row['accuracy'] <= 1
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        evaluate(set_of(data), test, FAST, 1, device='cpu')
+
+
+@pytest.mark.parametrize('make, word', [
+    (lambda d: (d.x, d.y), 'tuple'), (lambda d: d.x, 'Tensor'), (lambda d: None, 'NoneType'), (lambda d: SyntheticDataset(d.x, d.y, d.mean, d.std, ['a', 'b', 'c', 'd']), '4 classes'),
+    (lambda d: SyntheticDataset(d.x[:, :, :4], d.y, d.mean, d.std, d.classes), '(1, 4, 8)'), (lambda d: SyntheticDataset(d.x.flatten(1), d.y, 0., 1., d.classes), '(64,)'),
+    (lambda d: SyntheticDataset(d.x, d.y, d.mean, d.std, ['c1', 'c0', 'c2']), 'c1'),
+], ids=['tuple', 'tensor', 'none', 'classes', 'size', 'table', 'order of the classes'])
+def test_sources_that_do_not_fit(make, word):
+    with pytest.raises(ValueError) as e: evaluate(make(toy()), toy(seed=1), FAST, 1, device='cpu')
+    assert one_line(e) and word in str(e.value)
+
+
+def test_names_of_classes_may_be_missing_on_one_side():
+    data = toy()
+    s = SyntheticDataset(data.x, data.y, data.mean, data.std)
+    assert s.classes == ['0', '1', '2'] and evaluate(s, data, FAST, 1, device='cpu')['accuracy'] == evaluate(data, data, FAST, 1, device='cpu')['accuracy']
+
+
+@pytest.mark.parametrize('kw, word', [(dict(networks=0), 'networks'), (dict(networks=-1), 'networks'), (dict(device='tpu'), 'device'), (dict(training=Training('convnettt')), 'convnettt'),
+                                      (dict(training=Training(augment='flipp')), 'flipp')], ids=str)
+def test_arguments_that_do_not_fit(kw, word):
+    with pytest.raises(ValueError) as e: evaluate(toy(), toy(seed=1), **dict(training=FAST, networks=1, device='cpu') | kw)
+    assert one_line(e) and word in str(e.value)
+
+
+@pytest.mark.parametrize('kw', [dict(epochs=0), dict(batch=0), dict(lr=0), dict(lr=-1), dict(lr=float('nan')), dict(epochs='many'), dict(epochs=2.5), dict(risk='cvr(.2)'), dict(risk=3), dict(risk='twolevel(mean, mean)')], ids=str)
+def test_training_that_cannot_be_meant(kw):
+    with pytest.raises(ValueError) as e: Training(**kw)
+    assert one_line(e)
