@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'SPARE', 'STYLE', 'WIDTH', 'colour', 'marker', 'sheet', 'image_grid', 'before_after',
-           'group_bars', 'forest', 'running_median', 'learning_curves', 'weight_vs_mass', 'cell_gallery',
-           'confusion_counts', 'confusion', 'principal_plane', 'feature_map']
+           'group_bars', 'forest_height', 'forest', 'running_median', 'learning_curves', 'weight_vs_mass',
+           'cell_gallery', 'confusion_counts', 'confusion', 'principal_plane', 'feature_map']
 
-# %% ../nbs/55_plots.ipynb #cd1004ce
-import functools, zlib
+# %% ../nbs/55_plots.ipynb #2e46486b
+import functools, textwrap, zlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.patches import Rectangle
 
-# %% ../nbs/55_plots.ipynb #a213ea34
+# %% ../nbs/55_plots.ipynb #e228e361
 COLOURS = {'random': '#595959', 'kmeans': '#8a98a2', 'gradient': '#10acff', 'distribution': '#f07d0d',
-           'rdd-network': '#8e32ff', 'rdd-target': '#484fbe', 'rdd-distance': '#b3090e', 'full': '#098b45'}
-MARKERS = {'random': 'X', 'kmeans': 'P', 'gradient': 's', 'distribution': 'D', 'rdd-network': '^', 'rdd-target': 'v', 'rdd-distance': 'o', 'full': '*'}
-SPARE = ['#a0700a', '#3d7f86', '#a0518f', '#6a7b2c']
+           'rdd-network': '#8e32ff', 'rdd-target': '#484fbe', 'rdd-distance': '#b3090e', 'full': '#098b45', 'full-risk': '#90549c'}
+MARKERS = {'random': 'X', 'kmeans': 'P', 'gradient': 's', 'distribution': 'D', 'rdd-network': '^', 'rdd-target': 'v', 'rdd-distance': 'o', 'full': '*', 'full-risk': 'p'}
+SPARE = ['#a0700a', '#3d7f86', '#7a6a5f', '#6a7b2c']
 
 def _base(method): return str(method).split(' @ ')[0]
 
@@ -30,7 +30,7 @@ def marker(method):
     "The marker of a method."
     return MARKERS.get(_base(method), 'h')
 
-# %% ../nbs/55_plots.ipynb #537af3cd
+# %% ../nbs/55_plots.ipynb #b25f88a7
 STYLE = {'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'xtick.labelsize': 8, 'ytick.labelsize': 8, 'legend.fontsize': 8,
          'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6, 'xtick.major.width': .6, 'ytick.major.width': .6,
          'xtick.major.size': 2.5, 'ytick.major.size': 2.5, 'legend.frameon': False, 'figure.dpi': 90}
@@ -54,6 +54,12 @@ def _figure(fig, height, width=WIDTH):
 
 def _axes(ax, height, width=WIDTH):
     return ax if ax is not None else _figure(None, height, width).subplots()
+
+def _wrap(name): return textwrap.fill(str(name), 20, break_long_words=False, break_on_hyphens=False)
+
+def _row(names, height):
+    "Height of a row: more where names take several lines."
+    return max(height, .04 + .14 * max(1 + _wrap(n).count('\n') for n in names))
 
 def _percent(ax, axis='x'):
     getattr(ax, f'{axis}axis').set_major_formatter(lambda v, _: f'{100 * v:.0f} %')
@@ -144,7 +150,7 @@ def before_after(
     axes[1].tick_params(labelleft=False)
     return axes
 
-# %% ../nbs/55_plots.ipynb #f5eb0522
+# %% ../nbs/55_plots.ipynb #dfafda0a
 def _interval(entry):
     "(mean, low, high) of an entry {'mean', 'low', 'high'}; NaN where there is nothing."
     return tuple(float('nan') if (v := (entry or {}).get(k)) is None else float(v) for k in ('mean', 'low', 'high'))
@@ -164,7 +170,7 @@ def group_bars(
         names = list(dict.fromkeys(g for s in summary for g in s.get('group_accuracy') or {})) or ['accuracy']
         groups = sorted(names, key=lambda g: -np.nanmean([_interval(of(s, g))[0] for s in summary]))
     across = min(2, len(groups))
-    fig = _figure(fig, (.23 * len(summary) + .5) * -(-len(groups) // across))
+    fig = _figure(fig, (_row([s['method'] for s in summary], .23) * len(summary) + .5) * -(-len(groups) // across))
     grid = fig.subplots(-(-len(groups) // across), across, sharex=True, sharey=True, squeeze=False).flatten()
     for ax, g in zip(grid, groups):
         for i, s in enumerate(summary):
@@ -176,23 +182,33 @@ def group_bars(
                 if r['method'] == s['method'] and (v := of(r, g)) is not None: ax.plot(v, i + .18, 'o', ms=2.4, mfc='white', mec='black', mew=.5, zorder=3)
             if s['method'] == reference: ax.axvline(mean, color=_ink(), lw=.8, ls='--', zorder=0)
             ax.text(1.02, i, f'{100 * mean:.1f}', va='center', size=7.5, clip_on=False)
-        ax.set(title='all samples' if g == 'accuracy' else str(g), xlim=(0, 1), ylim=(len(summary) - .5, -.5), yticks=range(len(summary)), yticklabels=[s['method'] for s in summary])
+        ax.set(title='all samples' if g == 'accuracy' else str(g), xlim=(0, 1), ylim=(len(summary) - .5, -.5), yticks=range(len(summary)), yticklabels=[_wrap(s['method']) for s in summary])
         ax.tick_params(axis='y', length=0)
         _percent(ax)
     for ax in grid[len(groups):]: ax.remove()
     fig.supxlabel('accuracy', size=8)
     return list(grid[:len(groups)])
 
-# %% ../nbs/55_plots.ipynb #9e6dfbf0
+# %% ../nbs/55_plots.ipynb #a60c32cd
+def _forest_names(paired):
+    one = len({p['baseline'] for p in paired}) == 1
+    return [str(p['method']) if one else f"{p['method']} − {p['baseline']}" for p in paired]
+
+def forest_height(paired):
+    "Inches that `forest` needs for these differences."
+    return _row(_forest_names(paired), .27) * len(paired) + .7
+
 @_styled
 def forest(
     paired,      # entries {'method', 'baseline', 'difference', 'low', 'high', ...} as in report.json
     label='difference in accuracy (percentage points)',
     ax=None,     # matplotlib axes; None makes a figure
 ):
-    "Paired differences with intervals and a line at zero; returns the axes."
+    "Paired differences with intervals and a line at zero; returns the axes. A baseline that all share is named once, below."
     if not paired: raise ValueError('paired: got no differences, expected at least one')
-    ax = _axes(ax, .3 * len(paired) + .6)
+    bases, names = {p['baseline'] for p in paired}, _forest_names(paired)
+    if len(bases) == 1: label = label.replace('difference', f'difference to {bases.pop()}', 1)
+    ax = _axes(ax, forest_height(paired))
     for i, p in enumerate(paired):
         mean, low, high = (100 * v for v in _interval(p | {'mean': p['difference']}))
         c, clear = colour(p['method']), low > 0 or high < 0
@@ -202,12 +218,12 @@ def forest(
         text = text.replace('-', '−')
         ax.text(1.02, i, text, transform=ax.get_yaxis_transform(), va='center', size=7.5, weight='bold' if clear else 'normal')
     ax.axvline(0, color=_ink(), lw=.8)
-    ax.set(yticks=range(len(paired)), yticklabels=[f"{p['method']} − {p['baseline']}" for p in paired], ylim=(len(paired) - .5, -.5), xlabel=label)
+    ax.set(yticks=range(len(paired)), yticklabels=[_wrap(n) for n in names], ylim=(len(paired) - .5, -.5), xlabel=textwrap.fill(label, 60))
     ax.tick_params(axis='y', length=0)
     ax.spines['left'].set_visible(False)
     return ax
 
-# %% ../nbs/55_plots.ipynb #8c946a78
+# %% ../nbs/55_plots.ipynb #aaacb3f5
 def running_median(values, width):
     "The median of the `width` values around each; near the ends, of those there are."
     v, half = np.asarray(values, dtype=float), width // 2
@@ -223,7 +239,7 @@ def learning_curves(
     curves = {m: kept for m, seeds in curves.items() if (kept := [s for s in seeds if any(r.get(value) is not None for r in s)])}
     if not curves: raise ValueError(f'curves: no record has a {value!r}')
     across = min(2, len(curves))
-    fig = _figure(fig, 1.15 * -(-len(curves) // across) + .25)
+    fig = _figure(fig, (1 + _row(curves, .18)) * -(-len(curves) // across) + .25)
     grid = fig.subplots(-(-len(curves) // across), across, squeeze=False).flatten()
     for ax, (method, seeds) in zip(grid, curves.items()):
         for records in seeds:
@@ -233,7 +249,7 @@ def learning_curves(
             ax.plot(step[thin], running_median(loss, max(5, len(loss) // 20))[thin], color=colour(method), lw=1.3)
         positive = [r[value] for s in seeds for r in s if r.get(value) is not None]
         if min(positive) > 0 and max(positive) > 20 * min(positive): ax.set_yscale('log')
-        ax.set_title(method)
+        ax.set_title(_wrap(method))
         ax.margins(x=.01)
     for ax in grid[len(curves):]: ax.remove()
     fig.supxlabel('step', size=8)
@@ -270,7 +286,7 @@ def weight_vs_mass(
         _percent(bar.ax, 'y')
     return ax
 
-# %% ../nbs/55_plots.ipynb #19c0784c
+# %% ../nbs/55_plots.ipynb #4b27bf69
 @_styled
 def cell_gallery(
     images,        # (m, C, H, W) synthetic images, raw values in [0, 1]
@@ -308,6 +324,7 @@ def cell_gallery(
     ax.set_xticks([w / 2, w * 1.5 + columns * (w + 1) / 2], ['synthetic', 'real samples of its cell'])
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
+    ax.set_anchor('W')   # centred, the layout would reserve too little for the labels
     ax.spines[:].set_visible(False)
     return ax
 

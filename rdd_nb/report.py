@@ -7,8 +7,8 @@ __all__ = ['BASELINES', 'DESCRIPTIONS', 'PLAIN', 'TOLERANCE', 'MAX_GROUPS', 'INK
            'read_runs', 'Comparison', 'read_comparison', 'Finding', 'focus', 'difference', 'uses_groups', 'best',
            'findings', 'headline', 'not_reached', 'chance_minimum', 'worst_cells', 'Cell', 'shown_groups', 'columns',
            'frame', 'svg', 'png', 'data_uri', 'reading_notes', 'worst_table', 'worst_text', 'group_chart',
-           'difference_charts', 'curve_chart', 'provenance', 'sections', 'to_html', 'charts', 'to_markdown',
-           'write_report']
+           'difference_charts', 'curve_chart', 'provenance', 'method_settings', 'sections', 'to_html', 'charts',
+           'to_markdown', 'write_report']
 
 # %% ../nbs/65_report.ipynb #8d3bcda0
 import base64, html, io, json, math, re
@@ -121,8 +121,8 @@ def read_runs(folder, rows=()) -> list:
         runs[-1].method, runs[-1].seed = runs[-1].method or folder.name, runs[-1].seed or 0
     return runs
 
-# %% ../nbs/65_report.ipynb #65cbcc75
-@dataclass
+# %% ../nbs/65_report.ipynb #e5248fe2
+@dataclass(repr=False)
 class Comparison:
     "A `report.json`, or several, with the runs behind it and notes on what is missing."
     config: dict
@@ -131,6 +131,8 @@ class Comparison:
     paired: list
     runs: list
     notes: list
+
+    def __repr__(self): return f'Comparison of {len(self.summary)} methods, {len(self.rows)} rows, {len(self.runs)} runs' + f', {len(self.notes)} notes' * bool(self.notes)
 
 BASELINES = ('gradient', 'distribution', 'kmeans', 'full')
 
@@ -362,7 +364,7 @@ def worst_cells(c: Comparison) -> list: # one dict for each method that has clas
                           noise=bool(np.mean(lows) >= np.mean(limit))))
     return found
 
-# %% ../nbs/65_report.ipynb #1a0d99e7
+# %% ../nbs/65_report.ipynb #2d72a96b
 @dataclass
 class Cell:
     "A number of a table with its interval over seeds, or a text."
@@ -380,7 +382,7 @@ class Cell:
         return span + ([self.note] if self.note else [])
 
     def html(self):
-        if self.kind == 'text': return html.escape(str(self.mean))
+        if self.kind == 'text': return html.escape(str(self.mean)) + f'<small>{html.escape(self.note)}</small>' * bool(self.note)
         shown = '–' if self.mean is None else f'<data value="{self.mean!r}">{self.value()}</data>'
         return (f'<strong>{shown}</strong>' if self.mark else shown) + ''.join(f'<small>{html.escape(b)}</small>' for b in self.below())
 
@@ -399,7 +401,7 @@ def _same(c, method, key):
     values = [v for r in c.rows if r['method'] == method and (v := _number(r.get(key))) is not None]
     return float(np.mean(values)) if values else None
 
-# %% ../nbs/65_report.ipynb #cf41fa64
+# %% ../nbs/65_report.ipynb #37f3ce46
 MAX_GROUPS = 6  # columns and panels; of more groups, the hardest are shown
 
 def shown_groups(c: Comparison):
@@ -413,7 +415,7 @@ def shown_groups(c: Comparison):
 def columns(c: Comparison) -> dict: # header -> one Cell for each entry of the summary
     "The comparison table, best mean of each accuracy marked (training on all real data does not compete)."
     names, worst = [s['method'] for s in c.summary], {w['method']: w for w in worst_cells(c)}
-    table = {'method': [Cell(n, kind='text') for n in names], 'seeds': [Cell(s.get('n_seeds'), kind='whole') for s in c.summary],
+    table = {'method': [Cell(n, kind='text', note='told the groups' if uses_groups(c, n) else '') for n in names], 'seeds': [Cell(s.get('n_seeds'), kind='whole') for s in c.summary],
              'images': [Cell(_same(c, n, 'images'), kind='whole') for n in names]}
     shares = {'accuracy': [_entry(s.get('accuracy')) for s in c.summary]}
     shares |= {str(g): [_entry((s.get('group_accuracy') or {}).get(g)) for s in c.summary] for g in shown_groups(c)}
@@ -423,8 +425,9 @@ def columns(c: Comparison) -> dict: # header -> one Cell for each entry of the s
     shares['cluster-min'] = [_entry(s.get('cluster_min_accuracy')) for s in c.summary]
     shares['cluster-min, as in RDD’s code'] = [_entry(s.get('reference_cluster_min_accuracy')) for s in c.summary]
     for cells in shares.values():
-        able = [x.mean for n, x in zip(names, cells) if x.mean is not None and not _is_reference(n)]
-        for n, x in zip(names, cells): x.mark = len(able) > 1 and x.mean == max(able) > min(able) and not _is_reference(n)
+        able = [x for n, x in zip(names, cells) if x.mean is not None and not _is_reference(n) and not uses_groups(c, n)]
+        highest = max((x.mean for x in able), default=None)
+        for x in able: x.mark = x.mean == highest > min(x.mean for x in able)
     cost = {'seconds': [Cell(_same(c, n, 'seconds'), kind='number') for n in names], 'peak MB': [Cell(_same(c, n, 'peak_mb'), kind='number') for n in names],
             'steps': [Cell(_same(c, n, 'steps'), kind='whole') for n in names], 'bytes': [Cell(_same(c, n, 'bytes'), kind='whole') for n in names]}
     return {h: cells for h, cells in (table | shares | cost).items() if any(x.mean is not None for x in cells)}
@@ -481,7 +484,7 @@ def _sheet_html(images, y, classes, alt, caption, per_class=10):
     return (f'<figure class="sheet"><figcaption>{caption}</figcaption><div class="rows"><div class="labels" aria-hidden="true">{labels}</div>'
             f'<img src="{data_uri(picture)}" alt="{html.escape(alt)}" width="{picture.shape[1]}" height="{picture.shape[0]}"></div></figure>')
 
-# %% ../nbs/65_report.ipynb #e3e3e4a6
+# %% ../nbs/65_report.ipynb #ba9e1572
 def _levels(c, f):
     "The two accuracies behind a difference, 'a against b %; '."
     by_name, metric = {s['method']: s for s in c.summary}, f.difference['metric']
@@ -521,12 +524,12 @@ def reading_notes(c: Comparison) -> list:
     total = len({g for s in c.summary for g in s.get('group_accuracy') or {}})
     if total > MAX_GROUPS: notes.append(f'Of {total} groups the {MAX_GROUPS} hardest have a column; the worst group is taken over all.')
     shares = [x for h, cells in columns(c).items() for x in cells if x.kind == 'share']
-    if any(x.mark for x in shares): notes.append('Bold: the highest mean of a column; training on all real data does not compete. The best of several methods, picked by the same test numbers, is flattered a little.')
+    if any(x.mark for x in shares): notes.append('Bold: the highest mean of a column; training on all real data and methods that were told the groups do not compete. The best of several methods, picked by the same test numbers, is flattered a little.')
     if any(s.get('tail_class_group_accuracy') for s in c.summary): notes.append('Worst 20 % of cells: the average over the worst fifth of all combinations of class and group (CVaR). It depends less on chance than the single worst one.')
     if any(s.get('seconds') for s in c.summary): notes.append('Seconds, peak memory and steps are those of making the set, not of testing it.')
     return notes
 
-# %% ../nbs/65_report.ipynb #aaea1c4e
+# %% ../nbs/65_report.ipynb #adc72bf6
 def worst_table(c: Comparison) -> dict:
     "The worst class-and-group cells as a table, {header: cells}."
     found = worst_cells(c)
@@ -540,13 +543,13 @@ def worst_text(c: Comparison) -> str:
     found = worst_cells(c)
     noisy = [w['method'] for w in found if w['noise']]
     text = ('The lowest of many small cells is low by chance alone. “Lowest by chance alone” is what the worst class would show on average if all classes of its group were equally hard, given the number of test samples in each. ')
-    return text + (f'For {_list(noisy)} the observed minimum is dominated by noise: do not read it as a weak class.' if noisy else 'Here every observed minimum is lower than that.')
+    return text + (f'For {_list(noisy)} the observed minimum is dominated by noise: do not read it as a weak class.' if noisy else 'Here every observed minimum is lower than chance explains.')
 
 def _worst_html(c):
     if not worst_cells(c): return ''
     return f'<h3>How much of the minimum is noise?</h3><p>{html.escape(worst_text(c))}</p>' + _table_html(worst_table(c), 'Worst class and group of each method')
 
-# %% ../nbs/65_report.ipynb #c86adeea
+# %% ../nbs/65_report.ipynb #94a6bb44
 def group_chart(c: Comparison):
     "(draw, alt) of the bars per group."
     groups = shown_groups(c) or ['accuracy']
@@ -568,9 +571,9 @@ def difference_charts(c: Comparison) -> list: # of (title, differences)
 
 def _forest_chart(c, differences):
     group = focus(c)
-    label = f'difference in accuracy {"overall" if group is None else f"on {group}"} (percentage points)'
+    label = f'difference in accuracy {"overall" if group is None else f"on {group}"} (points)'
     def draw(fig):
-        plots._figure(fig, .27 * len(differences) + .55)
+        plots._figure(fig, plots.forest_height(differences))
         plots.forest(differences, label, fig.subplots())
     alt = f'Paired {label}: ' + '; '.join(f"{d['method']} minus {d['baseline']} {_points(d['difference'])}" + (f" ({_points(d['low'])} to {_points(d['high'])})" if _number(d.get('low')) is not None and _number(d.get('high')) is not None else '') for d in differences) + '.'
     return draw, alt
@@ -584,7 +587,7 @@ def curve_chart(c: Comparison):
     alt = 'Matching loss over the steps, one panel for each method. ' + ' '.join(f'{m}: {s[0][0]["loss"]:.3g} at the first recorded step, {s[0][-1]["loss"]:.3g} at step {s[0][-1]["step"]}.' for m, s in curves.items() if s[0][0].get('loss') is not None and s[0][-1].get('loss') is not None)
     return lambda fig: plots.learning_curves(curves, fig=fig), alt
 
-# %% ../nbs/65_report.ipynb #86cb450f
+# %% ../nbs/65_report.ipynb #9d2e7a6f
 def _figure_html(chart, key, caption=''):
     draw, alt = chart
     return f'<figure>{svg(draw, alt, key)}' + (f'<figcaption>{html.escape(caption)}</figcaption>' if caption else '') + '</figure>'
@@ -597,7 +600,7 @@ def _differences_html(c):
     listed = [p for p in c.paired if all(k in p for k in ('method', 'baseline', 'metric', 'difference'))]
     table = {'method': [Cell(p['method'], kind='text') for p in listed], 'baseline': [Cell(p['baseline'], kind='text') for p in listed], 'metric': [Cell(p['metric'].replace('|', ', ').replace('_', ' '), kind='text') for p in listed],
              'difference (points)': [Cell(_number(p['difference']), _number(p.get('low')), _number(p.get('high'))) for p in listed], 'seeds': [Cell(_number(p.get('n_seeds')), kind='whole') for p in listed]}
-    return ('<p>Methods are compared within each seed, because a seed that is unlucky is so for all. Filled: the 95 % interval excludes zero. Hollow: open. '
+    return ('<p>Methods are compared within each seed, because a seed that is unlucky is so for all. Filled: the 95 % interval excludes zero. Hollow: open. Points are percentage points. '
             f'Measured {"on all test samples" if group is None else "on the hardest group, " + html.escape(group)}.</p>' + ''.join(parts)
             + (f'<details><summary>All {len(listed)} paired differences</summary>{_table_html(table, "Paired differences with 95 % intervals")}</details>' if listed else ''))
 
@@ -623,9 +626,9 @@ def _images_html(c, per_class=10):
         same = next((l for x, l in shown if x.shape == s.x.shape and torch.allclose(x, s.initial)), None)
         if same is None: sheet(s.initial, f'before {label}', 'the images it starts from')
         change = (s.pixels() - s.pixels(s.initial)).abs().mean().item()
-        sheet(s.x, label, f'after the optimisation; before it: {same or "the images beside"}. A pixel changed by {100 * change:.1f} % of the range on average')
+        sheet(s.x, label, f'started from {same or "the images beside"}; a pixel changed by {100 * change:.1f} % of the range')
     if not parts: return ''
-    return f'<p>The first seed of each method, one row for each class, at most {per_class} images of it. Images that several methods start from are shown once.</p><div class="sheets">{"".join(parts)}</div>'
+    return f'<p>The first seed of each method, one row for each class, at most {per_class} images of it. The images before the optimisation are those of the method named in “started from”; what several methods start from is shown once. Changes are averages over all pixels.</p><div class="sheets">{"".join(parts)}</div>'
 
 # %% ../nbs/65_report.ipynb #69fd3f3c
 def _tiles_html(s, order, names):
@@ -753,7 +756,7 @@ def _provenance_html(c):
 
 def _plain(v): return v if isinstance(v, (str, type(None))) else ', '.join(f'{k}: {x}' for k, x in _flat(v))
 
-# %% ../nbs/65_report.ipynb #0f9e11e9
+# %% ../nbs/65_report.ipynb #59bdd1ad
 CSS = '''
 :root{--page:#fff;--text:#1b1e23;--soft:#5a616b;--line:#d9dde3;--box:#f5f6f8;--yes:#0b6b3a;--no:#a3140f;--open:#7a5200;--link:#0b5cad;color-scheme:light dark}
 @media screen and (prefers-color-scheme:dark){:root{--page:#15181c;--text:#e6e8eb;--soft:#a5adb8;--line:#343a43;--box:#1e2329;--yes:#5fd197;--no:#ff8f84;--open:#e5b567;--link:#7ab8f5}}
@@ -763,7 +766,7 @@ body{margin:0 auto;max-width:62rem;padding:1.2rem 1rem 3rem;background:var(--pag
 h1{font-size:1.5rem;line-height:1.25;margin:.4rem 0 .2rem}
 h2{font-size:1.25rem;margin:2.6rem 0 .6rem;padding-top:.5rem;border-top:1px solid var(--line)}
 h3{font-size:1rem;margin:1.6rem 0 .4rem}
-h3 small,.sub{color:var(--soft);font-weight:400}
+h3 small,dd small,.sub{color:var(--soft);font-weight:400}
 p{margin:.5rem 0}p,li,dd{max-width:44rem}
 a{color:var(--link)}
 nav{display:flex;flex-wrap:wrap;gap:.1rem 1rem;font-size:.9rem;margin:.8rem 0}
@@ -784,9 +787,9 @@ th,td{padding:.4rem .7rem;border-top:1px solid var(--line);text-align:left;verti
 thead th{vertical-align:bottom;font-weight:600;line-height:1.25}
 th.num{text-align:right;max-width:7rem}
 td.num{text-align:right;white-space:nowrap}
-td small{display:block;color:var(--soft);font-size:.78rem}
-th:first-child{position:sticky;left:0;background:var(--page);white-space:nowrap}
-.facts th:first-child{white-space:normal;position:static;overflow-wrap:anywhere;min-width:7rem}
+td small,th small{display:block;font-weight:400;color:var(--soft);font-size:.78rem}
+th:first-child{position:sticky;left:0;background:var(--page);max-width:9.5rem;min-width:7.6rem;overflow-wrap:break-word}
+.facts th:first-child{position:static;overflow-wrap:anywhere;min-width:7rem}
 td:not(.num){overflow-wrap:anywhere;min-width:8rem}
 figure{margin:.6rem 0 1rem}
 figcaption{font-size:.85rem;color:var(--soft);margin:.2rem 0}
@@ -817,10 +820,16 @@ def _subtitle(c):
     methods, seeds = len(c.summary), sorted({s['n_seeds'] for s in c.summary})
     return f'{methods} method{"s" * (methods > 1)}, {seeds[0] if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"} seed{"s" * (seeds != [1])} each. Made by rdd_nb from report.json and the run folders.'
 
+def method_settings(c: Comparison, method) -> str:
+    "What a method was told, from the configuration of the comparison or of its run, in short."
+    found = [(c.config.get('methods') or {}).get(method)] + [r.config.get('method') for r in c.runs if r.method == method]
+    card = next((f for f in found if isinstance(f, dict)), {})
+    return ', '.join(f'{k} {card[k]}' for k in ('risk', 'risk_at', 'cells', 'init', 'steps', 'lr') if card.get(k) not in (None, '', 0) and not (k == 'cells' and not card.get('risk')))
+
 def sections(c: Comparison, data=None) -> dict: # id -> (title, HTML)
     "The parts of the page that have something to show."
     names = {s['method']: DESCRIPTIONS.get(_base(s['method'])) for s in c.summary}
-    methods = '<dl>' + ''.join(f'<dt>{html.escape(m)}</dt><dd>{d or ""}</dd>' for m, d in names.items()) + '</dl>'
+    methods = '<dl>' + ''.join(f'<dt>{html.escape(m)}</dt><dd>{d or ""} <small>{html.escape(method_settings(c, m))}</small></dd>' for m, d in names.items()) + '</dl>'
     notes = ''.join(f'<li>{html.escape(n)}</li>' for n in reading_notes(c))
     curves = curve_chart(c)
     missing = f'<ul class="notes">{"".join(f"<li>{html.escape(n)}</li>" for n in c.notes)}</ul>' if c.notes else ''
@@ -850,7 +859,7 @@ def to_html(c: Comparison, data=None) -> str:
             f'<meta name="color-scheme" content="light dark">\n<title>{title}</title>\n<link rel="icon" href="data:,">\n<style>{CSS}</style>\n</head>\n<body>\n<header><h1>{title}</h1><p class="sub">{html.escape(_subtitle(c))}</p></header>\n'
             f'<main>\n<section aria-label="Summary" id="summary">{_summary_html(c)}</section>\n<nav aria-label="Contents">{nav}</nav>\n{body}</main>\n</body>\n</html>\n')
 
-# %% ../nbs/65_report.ipynb #57dc5b79
+# %% ../nbs/65_report.ipynb #37b5716f
 def _table_md(table):
     lines = [list(table), ['---' if cells[0].kind == 'text' else '---:' for cells in table.values()]]
     lines = ['| ' + ' | '.join(_md(x) if k == 0 else x for x in line) + ' |' for k, line in enumerate(lines)]
@@ -881,7 +890,7 @@ def to_markdown(c: Comparison, out=None) -> str:
     inside = [(r, path.resolve().relative_to(Path(out).resolve())) for r, path in shown if path.resolve().is_relative_to(Path(out).resolve())]
     if inside: parts += ['## The images', '\n\n'.join(f'{_md(r.method)}, seed {r.seed}:\n\n![synthetic images of {_md(r.method)}](<{path.as_posix()}>)' for r, path in inside)]
     if 'curves.png' in pictures: parts += ['## Learning curves', picture('curves.png')]
-    parts += ['## The methods', '\n'.join(f'- **{_md(s["method"])}**: {DESCRIPTIONS.get(_base(s["method"])) or "(no description)"}' for s in c.summary)]
+    parts += ['## The methods', '\n'.join(f'- **{_md(s["method"])}**: {DESCRIPTIONS.get(_base(s["method"])) or "(no description)"} {_md(method_settings(c, s["method"]))}' for s in c.summary)]
     fence = '`' * (3 + max((len(run) for run in re.findall('`+', str(p['command']))), default=0))
     parts += ['## Provenance', _reproduce(p) + (f'\n\n{fence}\n{p["command"]}\n{fence}' if p['command'] else '')]
     facts = [('data', _plain(p['data'])), ('SHA-256 of the training data', p['data_hash']), *_flat(p['versions'] or {}), *p['settings']]
