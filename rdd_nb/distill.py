@@ -152,7 +152,7 @@ def _train_network(self):
 
 Distiller._draw_network,Distiller._train_network = _draw_network,_train_network
 
-# %% ../nbs/45_distill.ipynb #b8248ee1
+# %% ../nbs/45_distill.ipynb #3e2f0685
 def step(self) -> float: # the matching loss, summed over classes
     "One update of the synthetic samples, then of the network."
     m,t = self.method,self.step_number
@@ -170,8 +170,7 @@ def step(self) -> float: # the matching loss, summed over classes
         cells = Cells(ids, self.owner, torch.arange(len(self.sy), device=self.device) if m.cells in ('synthetic', 'initial') and where == 'distance' else None)
     loss,q = matching_loss(m.matcher, self.network, x, y, sizes, s, self.sy, m.risk, where, cells)
     if where: self.weight.index_add_(0, index, q.to(self.weight.dtype))
-    self.optimizer.zero_grad()
-    loss.backward()
+    self.images.grad, = torch.autograd.grad(loss, self.images)       # backward() would also compute what the network's parameters get
     self.optimizer.step()
     self._train_network()
     self.step_number += 1

@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'Training', 'train', 'predict', 'wilson', 'group_metrics', 'fit_clusters', 'reference_clusters', 'evaluate',
            'interval', 'summarise', 'paired']
 
-# %% ../nbs/50_evaluation.ipynb #d13a367b
+# %% ../nbs/50_evaluation.ipynb #583eaf8a
 import dataclasses, math, warnings
 from dataclasses import dataclass
 import numpy as np
@@ -17,7 +17,7 @@ from scipy import stats
 from . import risk as risks
 from .core import Cost, generator, pick_device
 from .data import GroupedDataset
-from .models import make_model
+from .models import in_chunks, make_model
 from .augment import augment
 from .clustering import KMeans, assign_nearest
 from .synthetic import SyntheticDataset
@@ -43,7 +43,7 @@ class Training:
     def describe(self) -> dict:
         return {k: v if isinstance(v, (str, int, float, type(None))) else repr(v) for k, v in vars(self).items()}
 
-# %% ../nbs/50_evaluation.ipynb #9d3b38ba
+# %% ../nbs/50_evaluation.ipynb #185f5d52
 def train(
     x: Tensor,              # (n, C, H, W) normalised
     y: Tensor,              # (n,)
@@ -72,7 +72,7 @@ def train(
 def predict(net, x, batch=1024) -> Tensor: # (n,) labels, on the CPU
     "The class with the highest score."
     device = next(net.parameters()).device
-    return torch.cat([net(b.to(device)).argmax(1).cpu() for b in x.split(batch)])
+    return torch.cat([in_chunks(net, b.to(device)).argmax(1).cpu() for b in x.split(batch)])
 
 # %% ../nbs/50_evaluation.ipynb #3c3e55a6
 def wilson(

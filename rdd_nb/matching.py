@@ -6,12 +6,13 @@
 __all__ = ['Matcher', 'within_cells', 'DistributionMatching', 'blocks', 'cell_gradients', 'GradientMatching', 'Cells',
            'class_weights', 'matching_loss']
 
-# %% ../nbs/35_matching.ipynb #fa0de37e
+# %% ../nbs/35_matching.ipynb #9fa68328
 from typing import NamedTuple
 import torch
 from torch import Tensor
 import torch.nn.functional as F
 from torch.func import functional_call, grad, vmap
+from .models import in_chunks
 
 # %% ../nbs/35_matching.ipynb #adc26f0f
 class Matcher:
@@ -46,11 +47,11 @@ def within_cells(
     total = torch.zeros(n_cells, dtype=weights.dtype, device=cells.device).scatter_add_(0, cells, weights)
     return weights / total[cells].clamp(min=torch.finfo(weights.dtype).tiny)
 
-# %% ../nbs/35_matching.ipynb #48aff90b
+# %% ../nbs/35_matching.ipynb #43a2923c
 class DistributionMatching(Matcher):
     "Mean features in the network at hand, squared Euclidean distance (DM, Zhao and Bilen 2023, equation 4)."
     def statistic(self, net, x, y, weights, cells, n_cells):
-        f = net.features(x)
+        with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()): f = in_chunks(net.features, x)
         member = torch.zeros(n_cells, len(x), dtype=f.dtype, device=f.device)
         member[cells, torch.arange(len(x), device=f.device)] = weights.to(f.dtype)
         return [member @ f]
@@ -118,7 +119,7 @@ class Cells(NamedTuple):
     owner: Tensor                    # (n_cells,) the class each cell belongs to
     synthetic: Tensor | None = None  # (m,) the cell each synthetic sample answers for; None: a cell is answered by its whole class
 
-# %% ../nbs/35_matching.ipynb #0f44f9e8
+# %% ../nbs/35_matching.ipynb #b44cc483
 def class_weights(
     net,
     x: Tensor,       # (n, ...) real samples
@@ -129,7 +130,7 @@ def class_weights(
 ) -> Tensor: # (n,) adding up to 1 in each class
     "Weights of the real samples at the target: the gradient of the risk of their losses, class by class."
     if risk is None: return torch.cat([torch.full((s,), 1 / max(s, 1), device=x.device) for s in sizes])
-    with torch.no_grad(): losses = F.cross_entropy(net(x), y, reduction='none')
+    with torch.no_grad(): losses = F.cross_entropy(in_chunks(net, x), y, reduction='none')
     parts = zip(losses.split(sizes), (cells.real if cells else torch.zeros_like(y)).split(sizes))
     return torch.cat([risk.weights(l, groups=g) if len(l) else l for l, g in parts])
 
