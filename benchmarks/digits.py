@@ -40,7 +40,7 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         report = compare(data.load('digits'), {m: METHODS.get(m) for m in MAIN} | ABLATIONS, range(args.seeds), args.work or Path(temporary) / 'runs', training=Training(),
-                         source=dict(name='digits', shift='minority', share=.1, data_seed=0), device='cpu', jobs=args.jobs, resume=bool(args.work))
+                         source=dict(name='digits', shift='minority', share=.1, data_seed=0), device='cpu', jobs=args.jobs, resume=bool(args.work), command='python benchmarks/digits.py')
     write_json(args.out, report)
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEMO', 'load_data', 'do_distill', 'do_evaluate', 'do_demo', 'do_report', 'parser', 'main']
 
-# %% ../nbs/80_cli.ipynb #2f5dcf95
-import argparse, ast, dataclasses, os, sys, warnings
+# %% ../nbs/80_cli.ipynb #12c44e4a
+import argparse, ast, dataclasses, shlex, sys, warnings
 from pathlib import Path
 import numpy as np
 from . import __version__, data
@@ -78,7 +78,7 @@ def do_evaluate(a):
         print(f'{run}: accuracy {row["accuracy"]:.3f} ({groups}); worst class and group {row["worst_class_group"]["name"]} '
               f'{row["worst_class_group_accuracy"]:.3f}, n = {row["worst_class_group"]["n"]}')
 
-# %% ../nbs/80_cli.ipynb #c08849ee
+# %% ../nbs/80_cli.ipynb #3d25d79a
 DEMO = ('random', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full')
 
 def _table(report):
@@ -96,7 +96,7 @@ def do_demo(a):
           f'{len(DEMO)} methods x {a.seeds} seeds, {a.ipc} images per class:')
     methods = {m: METHODS.get(m) for m in DEMO}
     if a.steps is not None: methods = {k: dataclasses.replace(m, steps=a.steps) if m and m.matcher else m for k, m in methods.items()}
-    report = compare(splits, methods, range(a.seeds), a.out, a.ipc, Training(epochs=a.epochs), a.networks, device=a.device, jobs=a.jobs, resume=a.resume, source=source)
+    report = compare(splits, methods, range(a.seeds), a.out, a.ipc, Training(epochs=a.epochs), a.networks, device=a.device, jobs=a.jobs, resume=a.resume, source=source, command=a.command_line)
     print('\n' + _table(report) + '\n')
     print(f'Look at it: {write_report(a.out, data=splits.train)}')
 
@@ -170,10 +170,11 @@ def parser() -> argparse.ArgumentParser:
     c.set_defaults(do=do_report)
     return p
 
-# %% ../nbs/80_cli.ipynb #a24bf2c7
+# %% ../nbs/80_cli.ipynb #ef90b1ed
 def main(argv=None) -> int:
     "Entry point of `rdd-nb`; returns the exit code."
     a = parser().parse_args(argv)
+    a.command_line = shlex.join(['rdd-nb', *(sys.argv[1:] if argv is None else argv)])
     warnings.showwarning = lambda message, *_: print(f'rdd-nb: note: {message}', file=sys.stderr)
     try: a.do(a)
     except (ValueError, OSError) as e:

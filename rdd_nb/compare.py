@@ -52,7 +52,7 @@ def run_cell(
     write_json(out/'report.json', dict(asked=asked, versions=versions(), config=dict(device=str(device)), rows=[row], summary=summarise([row]), paired=[]))
     return row
 
-# %% ../nbs/62_compare.ipynb #8f45e136
+# %% ../nbs/62_compare.ipynb #5d50ef87
 def _alone(device, *args, **kw):
     if str(device) == 'cpu': torch.set_num_threads(1)
     return run_cell(*args, device=device, **kw)
@@ -71,6 +71,7 @@ def compare(
     resume: bool = False,
     progress: bool = True,
     source: dict | None = None,  # how the data were loaded, for the record
+    command: str | None = None,  # the command that does it again, for the record
 ) -> dict: # what is written to `<out>/report.json`
     "Run all methods with all seeds and write `report.json`. Raises `ValueError` for an unknown method or a folder that holds something else."
     if not isinstance(methods, dict): methods = {m: None if m in FULL else as_method(m) for m in methods}
@@ -84,7 +85,7 @@ def compare(
     results = joblib.Parallel(n_jobs=jobs, return_as='generator_unordered')(work)
     rows = list(tqdm(results, total=len(cells), desc='runs', disable=not progress))
     rows.sort(key=lambda r: (list(methods).index(r['method']), r['seed']))
-    report = dict(config=config | dict(versions=versions()), rows=rows, summary=summarise(rows), paired=paired(rows))
+    report = dict(config=config | dict(versions=versions(), command=command), rows=rows, summary=summarise(rows), paired=paired(rows))
     write_json(out/'report.json', report)
     return report
 

@@ -86,7 +86,7 @@ def wilson(
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0., (p + z * z / (2 * n) - half) / d),min(1., (p + z * z / (2 * n) + half) / d)
 
-# %% ../nbs/50_evaluation.ipynb #7edd41cd
+# %% ../nbs/50_evaluation.ipynb #42cb99a9
 def group_metrics(
     predicted: Tensor,     # (n,) labels
     test: GroupedDataset,  # with groups, or without: then everybody is in one group, 'all'
@@ -102,6 +102,7 @@ def group_metrics(
     found = dict(accuracy=hit.mean().item(), group_accuracy={names[i]: a for i, (a, n) in groups.items()},
                  group_counts={names[i]: n for i, (a, n) in groups.items()}, worst_group_accuracy=min(a for a, n in groups.values()),
                  class_group_accuracy={k: a for k, (a, n) in cells.items()}, class_group_counts={k: n for k, (a, n) in cells.items()})
+    found['confusion'] = torch.bincount(y * test.n_classes + predicted.cpu(), minlength=test.n_classes**2).view(test.n_classes, -1).tolist()   # [true][predicted]
     for name, ids in (clusters or {}).items(): found[f'{name}_min_accuracy'] = min(a for a, n in by(ids.cpu()).values())
     return found
 
@@ -129,7 +130,7 @@ def reference_clusters(test: GroupedDataset) -> Tensor: # (n_test,) ids
     from sklearn.cluster import KMeans as SklearnKMeans
     return torch.as_tensor(SklearnKMeans(10, random_state=0).fit_predict(test.x.cpu().flatten(1).numpy())).long()
 
-# %% ../nbs/50_evaluation.ipynb #4bbd0a2b
+# %% ../nbs/50_evaluation.ipynb #e964f723
 def evaluate(
     source,                # a `SyntheticDataset`, or a `GroupedDataset` for training on real samples
     test: GroupedDataset,
@@ -159,6 +160,7 @@ def evaluate(
 
 def _average(values):
     if isinstance(values[0], dict): return {k: _average([v[k] for v in values]) for k in values[0]}
+    if isinstance(values[0], list): return np.sum(values, 0).tolist()            # counts add up
     return values[0] if isinstance(values[0], int) else float(np.mean(values))
 
 # %% ../nbs/50_evaluation.ipynb #e2dca227

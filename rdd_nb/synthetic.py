@@ -62,7 +62,7 @@ class SyntheticDataset:
         for t in (self.x, self.y): h.update(t.contiguous().numpy().tobytes())
         return h.hexdigest()
 
-# %% ../nbs/40_synthetic.ipynb #3d04cb29
+# %% ../nbs/40_synthetic.ipynb #6dc215d7
 FORMAT = 1
 _TENSORS = ('x', 'y', 'mean', 'std', 'initial', 'mass', 'weight')
 
@@ -71,7 +71,7 @@ def save(
     path,  # usually ends in .safetensors
 ):
     "Write `s` as safetensors with its description as JSON in the metadata; whole or not at all."
-    tensors = {k: getattr(s, k).contiguous() for k in _TENSORS if getattr(s, k) is not None}
+    tensors = {k: getattr(s, k).clone(memory_format=torch.contiguous_format) for k in _TENSORS if getattr(s, k) is not None}
     about = json.dumps(dict(format=FORMAT, classes=s.classes, provenance=s.provenance, hash=s.hash()))
     return atomic_write(path, lambda p: save_file(tensors, p, metadata={'rdd_nb': about}))
 
