@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 from .core import generator
 
-# %% ../nbs/20_clustering.ipynb #6587d5d0
+# %% ../nbs/20_clustering.ipynb #ef9f16bd
 def _matrix(
     x,            # array or tensor, one sample per row; what follows the first dimension is flattened
     name='x',     # the argument's name, for the error
@@ -32,11 +32,12 @@ def _matrix(
 def _labels(y, x, name, of):
     "`y` as int64 where `x` is, one label for each row. Raises `ValueError`."
     y = torch.as_tensor(y, device=x.device)
-    if y.shape != x.shape[:1] or y.is_floating_point(): raise ValueError(f'{name} has shape {tuple(y.shape)} and type {y.dtype}: expected {len(x)} integers, one for each row of {of}')
+    if y.shape != x.shape[:1] or y.is_floating_point():
+        raise ValueError(f'{name} has shape {tuple(y.shape)} and type {y.dtype}: expected {len(x)} integers, one for each row of {of}')
     return y.long()
 
-# %% ../nbs/20_clustering.ipynb #ac0faf03
-def _rows(x, k, chunk_mb, cpu_rows=256):
+# %% ../nbs/20_clustering.ipynb #cc0232fd
+def _rows(x, k, chunk_mb, cpu_rows=384):
     "Rows per chunk: a chunk of `x` with its distances to `k` centres stays below `chunk_mb`, and on a CPU in its cache."
     rows = max(1, int(chunk_mb * 2**20 / (x.element_size() * 2 * (x.shape[1] + k))))
     return min(rows, cpu_rows) if x.device.type == 'cpu' else rows
@@ -53,14 +54,15 @@ def _squared_distance(x, centres, ids, chunk_mb=64):
     for rows, own, d in zip(x.split(n), ids.split(n), distance.split(n)): d.copy_(torch.linalg.vector_norm(rows - centres[own], dim=1))
     return distance.square_()
 
-# %% ../nbs/20_clustering.ipynb #c6a38c31
+# %% ../nbs/20_clustering.ipynb #94bfb354
 def _full_precision(f):
     "Run `f` without gradients and in the precision of its arguments, whatever autocast and the TF32 switches say outside."
     @functools.wraps(f)
     def inner(*args, **kwargs):
         try: switches = [(torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision, 'highest')]
         except RuntimeError:    # from torch 2.9 on there is a switch per backend, and one refuses to be read through the other
-            switches = [(b.fp32_precision, functools.partial(setattr, b, 'fp32_precision'), 'ieee') for b in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)]
+            switches = [(b.fp32_precision, functools.partial(setattr, b, 'fp32_precision'), 'ieee')
+                        for b in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)]
         for _, switch, full in switches: switch(full)
         try:
             with torch.no_grad(), torch.autocast('cpu', enabled=False), torch.autocast('cuda', enabled=False): return f(*args, **kwargs)
@@ -95,7 +97,7 @@ def _finite(x, name):
     if not torch.isfinite(x).all(): raise ValueError(f'{name} holds NaN, infinity or numbers too large to square: expected finite values')
     return x
 
-# %% ../nbs/20_clustering.ipynb #b9885954
+# %% ../nbs/20_clustering.ipynb #bda942d3
 @_full_precision
 def assign_nearest(
     x,              # real samples (n, ...), array or tensor, flattened to (n, d)
@@ -104,7 +106,7 @@ def assign_nearest(
     centre_y=None,  # labels of the centres (k,)
     chunk_mb=64,    # memory for one block of rows and distances, in MB
 ): # ids int64 (n,), squared distances (n,), where x is
-    "The nearest centre of each sample, its Voronoi cell (arXiv 2402.04676, Algorithm 1, step 2). Raises `ValueError` for NaN, unequal widths and a class without centres."
+    "Nearest centre of each sample, its Voronoi cell (arXiv 2402.04676, Algorithm 1, step 2). Raises `ValueError` for NaN, unequal widths, a class without centres."
     x, centres = _pair(x, centres, chunk_mb)
     shift = centres.mean(0)
     ids = _per_class(lambda x, c: _nearest(x, c - shift, chunk_mb, shift), x, centres, y, centre_y)
@@ -224,7 +226,7 @@ def _mini_batch(x, centres, weight, batch_size, max_iter, tol, gen, chunk_mb):
         before = inertia
     return *_lloyd(x, centres, weight, 1, 0., chunk_mb)[:2], epoch
 
-# %% ../nbs/20_clustering.ipynb #409ff398
+# %% ../nbs/20_clustering.ipynb #39d1b32d
 def _centred(x):
     "`x` minus its mean where that is longer than the spread, the vector that was taken away, and the mean variance of a feature."
     shift, power = x.mean(0), torch.linalg.vector_norm(x, dim=1).double().square().mean()
@@ -240,10 +242,52 @@ def _stream(random_state, run):
     if random_state is None: random_state = int.from_bytes(os.urandom(8), 'little')
     if isinstance(random_state, (np.random.RandomState, np.random.Generator)):
         random_state = int((getattr(random_state, 'integers', None) or random_state.randint)(2**31))
-    if not isinstance(random_state, numbers.Integral): raise ValueError(f'random_state={random_state!r}: expected an integer, None, a torch.Generator or a numpy generator')
+    if not isinstance(random_state, numbers.Integral):
+        raise ValueError(f'random_state={random_state!r}: expected an integer, None, a torch.Generator or a numpy generator')
     return generator(int(random_state), 'kmeans', run)
 
-# %% ../nbs/20_clustering.ipynb #5e292c8d
+# %% ../nbs/20_clustering.ipynb #b1a39d09
+def _read(estimator, X, reset=False):
+    "`X` as a matrix on the estimator's device, and the function that brings a result back to where and what `X` was."
+    if getattr(X, 'ndim', 2) > 2: X = X.reshape(len(X), -1)
+    if not isinstance(X, torch.Tensor):
+        X = validate_data(estimator, X, reset=reset, dtype=[np.float32, np.float64], ensure_all_finite=False)
+        return _matrix(X, 'X', estimator.device), lambda t: t.cpu().numpy()
+    x = _matrix(X, 'X', estimator.device)
+    if reset: estimator.n_features_in_ = x.shape[1]
+    elif x.shape[1] != estimator.n_features_in_: raise ValueError(f'X has {x.shape[1]} features: expected {estimator.n_features_in_}, as in fit')
+    return x, lambda t: t.to(X.device)
+
+def _weights(weight, x):
+    "Sample weights as a tensor beside `x`, or None. Raises `ValueError`."
+    if weight is None: return None
+    if isinstance(weight, numbers.Real): return torch.full((len(x),), float(weight), dtype=x.dtype, device=x.device)
+    if not isinstance(weight, torch.Tensor): weight = torch.as_tensor(np.asarray(weight, dtype=np.float64))
+    weight = weight.to(x.device, x.dtype)
+    if weight.shape != x.shape[:1]: raise ValueError(f'sample_weight has shape {tuple(weight.shape)}: expected ({len(x)},), one for each row of X')
+    if not (torch.isfinite(weight).all() and (weight >= 0).all() and (weight > 0).any()):
+        raise ValueError('sample_weight holds a negative or non-finite number, or only zeros: expected weights >= 0')
+    return weight
+
+def _check(km, n):
+    "Raises `ValueError` for a parameter of the `KMeans` that cannot be meant for `n` samples."
+    k, whole = km.n_clusters, numbers.Integral
+    if not isinstance(k, whole) or k < 1: raise ValueError(f'n_clusters={k!r}: expected a positive integer')
+    if k > n: raise ValueError(f'n_clusters={k} is more than n_samples={n}: expected at most one cluster per sample (of positive weight)')
+    for name, value in (('n_init', km.n_init), ('max_iter', km.max_iter), ('batch_size', 1 if km.batch_size is None else km.batch_size)):
+        if not (isinstance(value, whole) and value >= 1): raise ValueError(f'{name}={value!r}: expected an integer of at least 1')
+    if not (km.tol >= 0 and km.chunk_mb > 0): raise ValueError(f'tol={km.tol}, chunk_mb={km.chunk_mb}: expected tol >= 0 and chunk_mb > 0')
+    if isinstance(km.init, str) and km.init not in ('k-means++', 'random'):
+        raise ValueError(f"init={km.init!r}: expected 'k-means++', 'random' or an array of {k} centres")
+
+def _given(init, k, x):
+    "Initial centres given by the user, as a matrix beside `x`. Raises `ValueError`."
+    centres = _matrix(init, 'init', x.device).to(x.dtype)
+    if centres.shape != (k, x.shape[1]): raise ValueError(f'init has shape {tuple(centres.shape)}: expected {(k, x.shape[1])}, (n_clusters, features)')
+    _finite(centres.square().sum(1), 'init')
+    return centres
+
+# %% ../nbs/20_clustering.ipynb #f07769c7
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     "k-means with scikit-learn's interface on arrays and tensors, CPU or GPU: seeded, in bounded memory, without empty clusters, exact far from the origin."
     def __init__(self,
@@ -258,75 +302,47 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         device=None,       # where to compute, None for where the data are
         chunk_mb=64,       # memory for one block of rows and distances, in MB
     ):
-        self.n_clusters, self.init, self.n_init, self.max_iter, self.tol, self.batch_size = n_clusters, init, n_init, max_iter, tol, batch_size
-        self.random_state, self.device, self.chunk_mb = random_state, device, chunk_mb
+        self.n_clusters, self.init, self.n_init, self.max_iter, self.tol = n_clusters, init, n_init, max_iter, tol
+        self.batch_size, self.random_state, self.device, self.chunk_mb = batch_size, random_state, device, chunk_mb
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ['float64', 'float32']
         return tags
 
-    def _read(self, X, reset=False):
-        "`X` as a matrix on the device, and the function that brings a result back to where and what `X` was."
-        if getattr(X, 'ndim', 2) > 2: X = X.reshape(len(X), -1)
-        if not isinstance(X, torch.Tensor):
-            X = validate_data(self, X, reset=reset, dtype=[np.float32, np.float64], ensure_all_finite=False)
-            return _matrix(X, 'X', self.device), lambda t: t.cpu().numpy()
-        x = _matrix(X, 'X', self.device)
-        if reset: self.n_features_in_ = x.shape[1]
-        elif x.shape[1] != self.n_features_in_: raise ValueError(f'X has {x.shape[1]} features: expected {self.n_features_in_}, as in fit')
-        return x, lambda t: t.to(X.device)
-
-    def _check(self, n):
-        "Raises `ValueError` for a parameter that cannot be meant."
-        k, whole = self.n_clusters, numbers.Integral
-        if not isinstance(k, whole) or k < 1: raise ValueError(f'n_clusters={k!r}: expected a positive integer')
-        if k > n: raise ValueError(f'n_clusters={k} is more than n_samples={n}: expected at most one cluster per sample (of positive weight)')
-        for name, lowest in (('n_init', 1), ('max_iter', 1), ('batch_size', 1)):
-            value = getattr(self, name)
-            if not (isinstance(value, whole) and value >= lowest or name == 'batch_size' and value is None): raise ValueError(f'{name}={value!r}: expected an integer of at least {lowest}')
-        if not (self.tol >= 0 and self.chunk_mb > 0): raise ValueError(f'tol={self.tol}, chunk_mb={self.chunk_mb}: expected tol >= 0 and chunk_mb > 0')
-        if isinstance(self.init, str) and self.init not in ('k-means++', 'random'): raise ValueError(f"init={self.init!r}: expected 'k-means++', 'random' or an array of {k} centres")
-
     @_full_precision
     def fit(self, X, y=None, sample_weight=None):
-        "Cluster the rows of `X` (n, ...); sets `cluster_centers_`, `labels_`, `inertia_`, `n_iter_`. Raises `ValueError` for NaN and for more clusters than samples."
-        x, back = self._read(X, reset=True)
-        weight, k = _weights(sample_weight, x), self.n_clusters
-        self._check(len(x) if weight is None else int((weight > 0).sum()))
+        "Cluster the rows of `X` (n, ...); sets `cluster_centers_`, `labels_`, `inertia_`, `n_iter_`. Raises `ValueError` for NaN and more clusters than samples."
+        x, back = _read(self, X, reset=True)
+        weight, k, best = _weights(sample_weight, x), self.n_clusters, None
+        _check(self, len(x) if weight is None else int((weight > 0).sum()))
+        given = None if isinstance(self.init, str) else _given(self.init, k, x)
         x, shift, variance = _centred(x)
-        best, given = None, not isinstance(self.init, str)
-        for run in range(1 if given else self.n_init):
+        for run in range(self.n_init if given is None else 1):
             gen = _stream(self.random_state, run)
-            centres = self._given(x) - shift if given else x[_seeds(x, k, gen, weight, 0 if self.init == 'random' else None, self.chunk_mb)]
+            centres = x[_seeds(x, k, gen, weight, 0 if self.init == 'random' else None, self.chunk_mb)] if given is None else given - shift
             if self.batch_size is None: found = _lloyd(x, centres, weight, self.max_iter, self.tol * variance, self.chunk_mb)
             else: found = _mini_batch(x, centres, weight, self.batch_size, self.max_iter, self.tol, gen, self.chunk_mb)
             d = _squared_distance(x, *found[:2], self.chunk_mb)
             inertia = float((d if weight is None else d * weight).double().sum())
             if best is None or inertia < best[0]: best = inertia, *found
         self.inertia_, centres, ids, self.n_iter_ = best
-        if (used := len(ids.unique())) < k: warnings.warn(f'{used} clusters of n_clusters={k} are in use: X has too few different rows', ConvergenceWarning, stacklevel=3)
+        if (used := len(ids.unique())) < k:
+            warnings.warn(f'{used} clusters of n_clusters={k} are in use: X has too few different rows', ConvergenceWarning, stacklevel=3)
         self.cluster_centers_, self.labels_, self._n_features_out = back(centres + shift), back(ids), k
         return self
-
-    def _given(self, x):
-        "The initial centres that the user gave."
-        centres = _matrix(self.init, 'init', x.device).to(x.dtype)
-        _finite(centres.square().sum(1), 'init')
-        if centres.shape != (self.n_clusters, x.shape[1]): raise ValueError(f'init has shape {tuple(centres.shape)}: expected {(self.n_clusters, x.shape[1])}, (n_clusters, features)')
-        return centres
 
     def predict(self, X):
         "Id of the nearest centre of each row of `X`."
         check_is_fitted(self)
-        x, back = self._read(X)
+        x, back = _read(self, X)
         return back(assign_nearest(x, self.cluster_centers_, chunk_mb=self.chunk_mb)[0])
 
     @_full_precision
     def transform(self, X):
-        "Distance of each row of `X` to each centre, (n, k)."
+        "Distance of each row of `X` to each centre, (n, k), computed in float64."
         check_is_fitted(self)
-        x, back = self._read(X)
+        x, back = _read(self, X)
         centres = torch.as_tensor(self.cluster_centers_, device=x.device).double()
         shift = centres.mean(0)
         c, out, n = centres - shift, x.new_empty(len(x), len(centres)), _rows(x, 4*len(centres), self.chunk_mb)
@@ -338,18 +354,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def score(self, X, y=None, sample_weight=None):
         "Minus the inertia of `X`, so that more is better."
         check_is_fitted(self)
-        x, _ = self._read(X)
+        x, _ = _read(self, X)
         d, weight = assign_nearest(x, self.cluster_centers_, chunk_mb=self.chunk_mb)[1], _weights(sample_weight, x)
         return -float((d if weight is None else d * weight).double().sum())
-
-def _weights(weight, x):
-    "Sample weights as a tensor beside `x`, or None. Raises `ValueError`."
-    if weight is None: return None
-    if isinstance(weight, numbers.Real): return torch.full((len(x),), float(weight), dtype=x.dtype, device=x.device)
-    weight = torch.as_tensor(np.asarray(weight, dtype=np.float64) if not isinstance(weight, torch.Tensor) else weight).to(x.device, x.dtype)
-    if weight.shape != x.shape[:1]: raise ValueError(f'sample_weight has shape {tuple(weight.shape)}: expected ({len(x)},), one for each row of X')
-    if not (torch.isfinite(weight).all() and (weight >= 0).all() and (weight > 0).any()): raise ValueError('sample_weight holds a negative or non-finite number, or only zeros: expected weights >= 0')
-    return weight
 
 # %% ../nbs/20_clustering.ipynb #8916a301
 def _class_rows(y, ipc, n_classes=None):
@@ -373,7 +380,7 @@ def _features(x, y, features, batch=1024):
     _finite(torch.linalg.vector_norm(f, dim=1).square(), 'x' if features is None else 'features')
     return f
 
-# %% ../nbs/20_clustering.ipynb #50f5b43a
+# %% ../nbs/20_clustering.ipynb #60aa624d
 def random_per_class(
     y,               # labels (n,), 0..n_classes-1
     ipc,             # samples per class
@@ -381,7 +388,8 @@ def random_per_class(
     n_classes=None,  # None: the largest label + 1
 ): # int64 (n_classes*ipc,), ordered by class, on the CPU
     "Indices of `ipc` random samples of each class. Raises `ValueError` for a class with fewer."
-    return torch.cat([rows[torch.randperm(len(rows), generator=generator(seed, 'random_per_class', c))[:ipc]] for c, rows in enumerate(_class_rows(y, ipc, n_classes))])
+    shuffled = lambda rows, c: rows[torch.randperm(len(rows), generator=generator(seed, 'random_per_class', c))]
+    return torch.cat([shuffled(rows, c)[:ipc] for c, rows in enumerate(_class_rows(y, ipc, n_classes))])
 
 # %% ../nbs/20_clustering.ipynb #4f0a6194
 @_full_precision
