@@ -199,11 +199,13 @@ def other_process(tmp_path_factory):
     return json.loads(p.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed(other_process):
     "SIGKILL and SIGINT, several times each run: bit for bit the result and the metrics of a run that was left alone (compared in the other process)."
     assert min(other_process['kills'].values()) >= 3, other_process['kills']
 
 
+@pytest.mark.slow
 @every_method
 def test_another_process_makes_the_same(other_process, name):
     torch.manual_seed(123)
@@ -404,7 +406,7 @@ def test_data_of_the_wrong_kind(tmp_path):
     (dict(network_life=0), 'network_life'), (dict(network_life=1.5), 'network_life'), (dict(network_steps=-1), 'network_steps'), (dict(network_lr=-1), 'network_lr'), (dict(network_lr='a'), 'network_lr'),
     (dict(network_batch=0), 'network_batch'), (dict(width=0), 'width'), (dict(width=-4), 'width'), (dict(width='x'), 'width'), (dict(network='convnett'), 'convnet, mlp'), (dict(network=3), 'convnet, mlp'),
     (dict(augment='flipp'), 'flipp'), (dict(augment=3), 'augment'), (dict(cells='kmeans', cells_per_class=-3), 'cells_per_class'), (dict(cells='kmeans', cells_per_class=16), 'cells_per_class'),
-    (dict(risk_at='network', network_steps=0), 'network_steps'), (dict(risk=TwoLevel(Mean(), Mean()), risk_at='distance'), 'distance'), (dict(stepz=3), 'stepz'), (dict(ipc_=3), 'ipc_'),
+    (dict(risk_at='network', network_steps=0), 'network_steps'), (dict(risk=TwoLevel(Mean(), Mean()), risk_at='distance'), 'distance'), (dict(matcher=None, risk=None, risk_at=None, steps=3), 'matcher'), (dict(stepz=3), 'stepz'), (dict(ipc_=3), 'ipc_'),
 ], ids=str)
 def test_settings_that_cannot_be_meant(changes, word, tmp_path):
     refused(tmp_path, lambda out: run('rdd-distance', out=out, **changes), word)

@@ -68,6 +68,7 @@ def test_metrics_are_those_of_pandas(outcome):
     assert found['cluster_min_accuracy'] == pytest.approx(frame.groupby('cluster').hit.mean().min())
     table = confusion_matrix(y, predicted, labels=range(classes))
     assert found['accuracy'] == pytest.approx(np.trace(table) / table.sum())
+    assert found['confusion'] == table.tolist()
     alone = group_metrics(predicted, test.without_groups())
     assert alone['group_accuracy'] == {'all': pytest.approx(frame.hit.mean())} and alone['group_counts'] == {'all': len(y)}
     json.dumps(found, allow_nan=False)
@@ -97,6 +98,7 @@ def test_a_row_holds_what_it_says():
     assert (row['worst_class_group']['low'], row['worst_class_group']['high']) == pytest.approx(wilson(cells[worst] * n, n))
     lowest = np.sort(list(cells.values()))                                             # CVaR: the worst fifth of six cells is one and a fifth of a cell
     assert row['tail_class_group_accuracy'] == pytest.approx((lowest[0] + .2 * lowest[1]) / 1.2)
+    assert np.array(row['confusion']).sum() == 3 * 70 and np.trace(np.array(row['confusion'])) == sum(h.sum() for h in hits)
     for name, ids in clusters.items():
         minima = [min(h[ids.numpy() == c].mean() for c in np.unique(ids)) for h in hits]
         assert row[f'{name}_min_accuracy'] == pytest.approx(np.mean(minima))
