@@ -36,16 +36,17 @@ def _labels(y, x, name, of):
         raise ValueError(f'{name} has shape {tuple(y.shape)} and type {y.dtype}: expected {len(x)} integers, one for each row of {of}')
     return y.long()
 
-# %% ../nbs/20_clustering.ipynb #cc0232fd
+# %% ../nbs/20_clustering.ipynb #5a9e8738
 def _rows(x, k, chunk_mb, cpu_rows=384):
     "Rows per chunk: a chunk of `x` with its distances to `k` centres stays below `chunk_mb`, and on a CPU in its cache."
     rows = max(1, int(chunk_mb * 2**20 / (x.element_size() * 2 * (x.shape[1] + k))))
     return min(rows, cpu_rows) if x.device.type == 'cpu' else rows
 
-def _nearest(x, centres, chunk_mb, shift=0):
-    "Id of the centre nearest to each row of `x - shift`."
+def _nearest(x, centres, chunk_mb, shift=None):
+    "Id of the centre nearest to each row of `x`, or of `x - shift`."
     half, ids, n = centres.square().sum(1)[:, None] / 2, torch.empty(len(x), dtype=torch.long, device=x.device), _rows(x, len(centres), chunk_mb)
-    for rows, near in zip(x.split(n), ids.split(n)): near.copy_(torch.addmm(half, centres, (rows - shift).T, alpha=-1).min(0).indices)
+    for rows, near in zip(x.split(n), ids.split(n)):
+        near.copy_(torch.addmm(half, centres, (rows if shift is None else rows - shift).T, alpha=-1).min(0).indices)
     return ids
 
 def _squared_distance(x, centres, ids, chunk_mb=64):
@@ -287,7 +288,7 @@ def _given(init, k, x):
     _finite(centres.square().sum(1), 'init')
     return centres
 
-# %% ../nbs/20_clustering.ipynb #f07769c7
+# %% ../nbs/20_clustering.ipynb #d0008705
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     "k-means with scikit-learn's interface on arrays and tensors, CPU or GPU: seeded, in bounded memory, without empty clusters, exact far from the origin."
     def __init__(self,
@@ -296,7 +297,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         init='k-means++',  # 'k-means++' (greedy), 'random' (k samples) or an array (k, d)
         n_init=1,          # the best of so many starts is kept; an array is one start
         max_iter=300,      # Lloyd iterations, or epochs with `batch_size`
-        tol=1e-4,          # stop when the squared moves of the centres sum to less than this many mean variances of a feature
+        tol=1e-4,          # stop when the squared moves of the centres sum to under so many mean feature variances; in batches: when an epoch gains under this share
         batch_size=None,   # None: all samples in each iteration
         random_state=0,    # seed, None for a new one each time, a torch.Generator or a numpy generator
         device=None,       # where to compute, None for where the data are
@@ -358,15 +359,17 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         d, weight = assign_nearest(x, self.cluster_centers_, chunk_mb=self.chunk_mb)[1], _weights(sample_weight, x)
         return -float((d if weight is None else d * weight).double().sum())
 
-# %% ../nbs/20_clustering.ipynb #8916a301
-def _class_rows(y, ipc, n_classes=None):
-    "Rows of each class 0..n_classes-1. Raises `ValueError` for a class with fewer than `ipc` samples."
-    y = torch.as_tensor(y).long().cpu()
-    if not (isinstance(ipc, numbers.Integral) and ipc >= 1): raise ValueError(f'ipc={ipc!r}: expected a positive integer, the samples per class')
+# %% ../nbs/20_clustering.ipynb #1861dc42
+def _class_rows(y, ipc, n_classes=None, name='ipc'):
+    "Rows of each class 0..n_classes-1. Raises `ValueError` for a class with fewer than `ipc` samples; `name` is what the caller calls it."
+    y = torch.as_tensor(y).cpu()
+    if y.ndim != 1 or y.is_floating_point() or not len(y) or y.min() < 0:
+        raise ValueError(f'y has shape {tuple(y.shape)} and type {y.dtype}: expected labels (n,), integers from 0 on')
+    if not (isinstance(ipc, numbers.Integral) and ipc >= 1): raise ValueError(f'{name}={ipc!r}: expected a positive integer, the number in each class')
     counts = torch.bincount(y, minlength=n_classes or 0).tolist()
     for c, n in enumerate(counts):
         if n == 0: raise ValueError(f'class {c} has no samples: expected at least {ipc} in each of the classes 0 to {len(counts) - 1}, of {len(y)} samples in all')
-        if n < ipc: raise ValueError(f'ipc={ipc} is more than the {n} samples of class {c}: expected at most {min(counts)}, the size of the smallest class')
+        if n < ipc: raise ValueError(f'{name}={ipc} is more than the {n} samples of class {c}: expected at most {min(counts)}, the size of the smallest class')
     return y.argsort(stable=True).split(counts)
 
 def _features(x, y, features, batch=1024):
@@ -391,7 +394,7 @@ def random_per_class(
     shuffled = lambda rows, c: rows[torch.randperm(len(rows), generator=generator(seed, 'random_per_class', c))]
     return torch.cat([shuffled(rows, c)[:ipc] for c, rows in enumerate(_class_rows(y, ipc, n_classes))])
 
-# %% ../nbs/20_clustering.ipynb #4f0a6194
+# %% ../nbs/20_clustering.ipynb #6207df95
 @_full_precision
 def class_medoids(
     x,               # samples (n, ...)
@@ -432,7 +435,7 @@ def class_kmeans_ids(
     "k-means inside each class: the cluster of each sample. Raises `ValueError` for a class with fewer than `k` samples."
     f = _features(x, y, features)
     ids = torch.empty(len(f), dtype=torch.long, device=f.device)
-    for c, rows in enumerate(_class_rows(y, k, n_classes)):
+    for c, rows in enumerate(_class_rows(y, k, n_classes, 'k')):
         rows = rows.to(f.device)
         ids[rows] = c*k + _fit_quietly(f[rows], k, generator(seed, 'class_kmeans_ids', c), chunk_mb).labels_
     return ids

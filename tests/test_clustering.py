@@ -318,6 +318,9 @@ def test_errors_name_class_and_counts():
     with pytest.raises(ValueError, match='class 3 has no samples'): class_kmeans_ids(blobs(0, n=14), torch.arange(14) % 3, 2, n_classes=4)
     with pytest.raises(ValueError, match='y has 14 labels: expected 15'): class_medoids(blobs(0, n=15), y, 3)
     with pytest.raises(ValueError, match='ipc=0'): random_per_class(y, 0)
+    with pytest.raises(ValueError, match='k=6 is more than the 5 samples of class 0'): class_kmeans_ids(blobs(0, n=14), y.clamp(max=1), 6)
+    for labels in (y - 1, y.float(), y[:, None], []):
+        with pytest.raises(ValueError, match='y has shape'): random_per_class(labels, 3)
 
 
 def test_sums_by_product_are_the_sums():
