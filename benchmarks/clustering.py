@@ -115,7 +115,8 @@ def shortcuts(n, faiss, d=512, k=100, batch=4096):
         ways['faiss, 10 iterations, defaults (256 samples per centre)'] = defaults
     found = {name: min((cpu_time(way) for _ in range(2)), key=lambda r: r[0]) for name, way in ways.items()}
     reference = inertia(x, next(iter(found.values()))[1])
-    return [dict(n=n, d=d, k=k, way=name, cpu_seconds=round(t, 3), inertia_ratio=round(inertia(x, c) / reference, 5)) for name, (t, c) in found.items()]
+    return [dict(n=n, d=d, k=k, way=name, cpu_seconds=round(t, 3), inertia_ratio=round(inertia(x, c) / reference, 5))
+            for name, (t, c) in found.items()]
 
 
 def seeding(n, fast, d=512, k=100):

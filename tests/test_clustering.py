@@ -258,7 +258,8 @@ def test_numbers_that_cannot_be_squared(value):
 
 @pytest.mark.parametrize('kwargs, message', [
     (dict(n_clusters=0), 'n_clusters=0: expected a positive integer'), (dict(n_clusters=2.5), 'n_clusters=2.5'),
-    (dict(n_clusters=1001), 'n_clusters=1001 is more than n_samples=1000'), (dict(n_init=0), 'n_init=0'), (dict(max_iter=0), 'max_iter=0'), (dict(batch_size=0), 'batch_size=0'), (dict(tol=-1), 'tol=-1'), (dict(chunk_mb=0), 'chunk_mb=0'),
+    (dict(n_clusters=1001), 'n_clusters=1001 is more than n_samples=1000'), (dict(n_init=0), 'n_init=0'),
+    (dict(max_iter=0), 'max_iter=0'), (dict(batch_size=0), 'batch_size=0'), (dict(tol=-1), 'tol=-1'), (dict(chunk_mb=0), 'chunk_mb=0'),
     (dict(init='kmeans'), "init='kmeans'"), (dict(init=torch.zeros(3, 2)), r'init has shape \(3, 2\): expected \(8, 20\)')])
 def test_parameters(kwargs, message):
     with pytest.raises(ValueError, match=message): KMeans(**kwargs).fit(blobs(0))
