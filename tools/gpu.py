@@ -17,7 +17,8 @@ def parts(out):
     python = sys.executable
     yield 'tests marked cuda', [python, '-m', 'pytest', '-q', '-k', 'cuda or gpu', 'tests']
     for nb in notebooks: yield f'cuda cells of {nb}', [python, '-c', f'from nbdev.test import nbdev_test; nbdev_test({nb!r}, flags="cuda", n_workers=0)']
-    for name in 'steps', 'risk', 'clustering': yield f'benchmark {name}', [python, f'benchmarks/{name}.py', '--device', 'cuda', '--out', str(out / f'{name}-cuda.json')]
+    for name, options in ('steps', ['--device', 'cuda']), ('risk', ['--device', 'cuda']), ('clustering', []):
+        yield f'benchmark {name}', [python, f'benchmarks/{name}.py', *options, '--out', str(out / f'{name}-cuda.json')]
 
 
 def main():
