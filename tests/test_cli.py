@@ -28,7 +28,7 @@ RUN_FILES = {'synthetic.safetensors', 'config.json', 'metrics.jsonl', 'images.pn
 SMALL_DEMO = ['demo', '--seeds', '1', '--steps', '2', '--epochs', '2', '--networks', '1']
 QUICK = ['--ipc', '2', '--steps', '3', '--device', 'cpu']
 COMMAND = [sys.executable, '-c', 'import sys; from rdd_nb.cli import main; sys.exit(main())']
-ENV = os.environ | {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg'}
+ENV = os.environ | {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', 'PYTHONPATH': str(Path(data.__file__).parents[1])}      # the package that is tested, wherever a process starts
 COSTS = ('seconds', 'peak_mb', 'evaluation_seconds', 'evaluation_peak_mb')
 
 

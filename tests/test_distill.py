@@ -193,7 +193,7 @@ print(json.dumps(found))
 def other_process(tmp_path_factory):
     "A second Python that distils with all methods, and gets its own children killed at random moments."
     if not hasattr(os, 'fork'): pytest.skip('needs os.fork')
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONHASHSEED': '7', 'MPLBACKEND': 'Agg'}
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONHASHSEED': '7', 'MPLBACKEND': 'Agg', 'PYTHONPATH': str(Path(rdd_nb.core.__file__).parents[1])}
     p = subprocess.run([sys.executable, '-c', DRIVER, str(Path(__file__).parent), str(tmp_path_factory.mktemp('kill')), '5'], capture_output=True, text=True, env=env, timeout=500)
     assert p.returncode == 0, p.stderr[-3000:]
     return json.loads(p.stdout.splitlines()[-1])
