@@ -333,6 +333,20 @@ def test_clusters_never_cross_classes(cells):
     assert len(run_.owner) == 3 * (2 if cells == 'groups' else 3)
 
 
+def test_voronoi_cells_follow_the_images():
+    "Only those named 'synthetic'; the others are made once."
+    data, index = toy(), torch.arange(45)
+    for cells in ('synthetic', 'initial', 'kmeans', 'groups'):
+        run_ = Distiller(data, small('rdd-distance', cells=cells, cells_per_class=2), 2, 0, 'cpu')
+        before = run_.clusters(index)
+        with torch.no_grad(): run_.images.copy_(run_.images.flip(0).view(3, 2, -1).flip(0).reshape(run_.images.shape))      # the two images of a class change places
+        after, x = run_.clusters(index), data.x.flatten(1).double()
+        if cells != 'synthetic': assert torch.equal(before, after)
+        else:
+            distance = torch.cdist(x, run_.images.detach().flatten(1).double()).masked_fill(data.y[:, None] != run_.sy, torch.inf)
+            assert torch.equal(after, distance.argmin(1)) and not torch.equal(before, after)
+
+
 def test_kmeans_may_have_its_own_number_of_cells():
     data = toy()
     for place, name in (('target', 'rdd-target'), ('distance', 'rdd-distance'), ('network', 'rdd-network')):

@@ -539,6 +539,8 @@ def test_dead_units_give_no_nan(metric):
     loss, _ = matching_loss(GradientMatching(metric), net, x, y, sizes, s, sy, MEAN_CVAR, 'distance', Cells(assign_nearest(x, sx, y, sy)[0], sy, torch.arange(6)))
     gradient, = torch.autograd.grad(loss, s)
     assert loss.isfinite() and gradient.isfinite().all()
+    alike, _ = matching_loss(GradientMatching(metric), net, x, y, sizes, x.clone().requires_grad_(True), y)
+    assert abs(alike.item()) < 1e-4                                                     # a row of zeros on both sides is no distance
 
 
 def test_real_samples_and_network_get_no_gradient():
