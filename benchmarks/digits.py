@@ -17,14 +17,15 @@ from rdd_nb.evaluation import Training
 
 MAIN = 'random', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full', 'full-risk'
 ABLATIONS = {
-    'gradient, small step': as_method('gradient', lr=.02),
+    'gradient, step of rdd-target': as_method('gradient', lr=.2),
+    'network, as in the paper': as_method('rdd-network', cells='synthetic', cells_per_class=None, risk='twolevel(cvar(tail=0.5), 0.5*mean + 0.5*max)'),
     'target, mean + CVaR over clusters': as_method('rdd-target', risk='twolevel(mean, 0.5*mean + 0.5*cvar(tail=0.5))', cells_per_class=4),
     'target, cells of synthetic images': as_method('rdd-target', cells='synthetic'),
     'target, true groups': as_method('rdd-target', cells='groups'),
     'distance, cells of synthetic images': as_method('rdd-distance', cells='synthetic'),
     'distance, mean over clusters': as_method('rdd-distance', risk='mean'),
     'distance, true groups': as_method('rdd-distance', cells='groups', risk='mean'),
-    'gradient, random start': as_method('gradient', init='random'),
+    'gradient, random start': as_method('gradient', lr=.2, init='random'),
     'target, random start': as_method('rdd-target', init='random'),
     'distribution, random start': as_method('distribution', init='random'),
     'distance, random start': as_method('rdd-distance', init='random'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEMO', 'load_data', 'do_distill', 'do_evaluate', 'do_demo', 'do_report', 'parser', 'main']
 
-# %% ../nbs/80_cli.ipynb #12c44e4a
-import argparse, ast, dataclasses, shlex, sys, warnings
+# %% ../nbs/80_cli.ipynb #d3d9800f
+import argparse, ast, dataclasses, shlex, sys, warnings, zipfile
 from pathlib import Path
 import numpy as np
 from . import __version__, data
@@ -17,7 +17,7 @@ from .evaluation import Training, evaluate, fit_clusters, paired, reference_clus
 from .report import write_report
 from .synthetic import load
 
-# %% ../nbs/80_cli.ipynb #15cae6ff
+# %% ../nbs/80_cli.ipynb #de871785
 def load_data(
     name: str,              # a name in `rdd_nb.data`, a folder of images, or an .npz file
     shift: str | None,      # see `rdd_nb.data.load`; 'none' for none
@@ -34,7 +34,7 @@ def load_data(
     path = Path(name)
     if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
     try: arrays = dict(np.load(path, allow_pickle=False))
-    except (ValueError, OSError, EOFError) as e: raise ValueError(f'{path}: not an .npz file of plain arrays ({str(e).splitlines()[0][:60]})') from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e: raise ValueError(f'{path}: not an .npz file of plain arrays ({str(e).splitlines()[0][:60]})') from None
     if not {'x', 'y'} <= set(arrays): raise ValueError(f'{path}: expected arrays named x and y, and group if known; found {", ".join(arrays) or "none"}')
     return data.split(data.from_arrays(arrays['x'], arrays['y'], arrays.get('group'), name=path.stem), seed=data_seed, shift=shift, share=share),asked
 
@@ -58,7 +58,7 @@ def do_distill(a):
     p = s.provenance
     print(f'{len(s)} synthetic images in {out}/synthetic.safetensors ({p["steps"]} steps, {p["seconds"]:.0f} s); next: rdd-nb evaluate {out}')
 
-# %% ../nbs/80_cli.ipynb #432d3544
+# %% ../nbs/80_cli.ipynb #b8e77fd5
 def do_evaluate(a):
     "Train networks on synthetic sets and test them; writes report.json into each run folder."
     training = Training(model=a.model, epochs=a.epochs, augment=a.augment)
@@ -71,6 +71,8 @@ def do_evaluate(a):
         clusters = dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
         row = evaluate(s, test, training, a.networks, s.provenance.get('seed', 0), clusters, a.device)
         row = dict(method=s.provenance.get('method', run.stem)) | row | {k: s.provenance.get(k) for k in ('seconds', 'peak_mb', 'steps')}
+        if run.is_dir() and (run/'report.json').exists() and 'asked' in read_json(run/'report.json'):
+            raise ValueError(f'{run} belongs to a comparison, which has evaluated it; copy the folder to evaluate it in another way')
         target = run/'report.json' if run.is_dir() else run.with_suffix('.report.json')
         config = dict(source=source, on=a.on, training=training.describe(), networks=a.networks, device=str(pick_device(a.device)), versions=versions(), test_hash=test.hash())
         write_json(target, dict(config=config, rows=[row], summary=summarise([row]), paired=[]))
@@ -78,7 +80,7 @@ def do_evaluate(a):
         print(f'{run}: accuracy {row["accuracy"]:.3f} ({groups}); worst class and group {row["worst_class_group"]["name"]} '
               f'{row["worst_class_group_accuracy"]:.3f}, n = {row["worst_class_group"]["n"]}')
 
-# %% ../nbs/80_cli.ipynb #3d25d79a
+# %% ../nbs/80_cli.ipynb #2e76f43e
 DEMO = ('random', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full')
 
 def _table(report):
@@ -91,6 +93,7 @@ def _table(report):
 
 def do_demo(a):
     "All methods on the digits with a hidden minority, over several seeds, with a report."
+    if a.seeds < 1: raise ValueError(f'--seeds {a.seeds}: expected at least 1')
     splits,source = load_data('digits', 'minority')
     print(f'digits: {len(splits.train)} training images, in every class {(splits.train.group == 1).float().mean():.0%} of them inverted and transposed; nobody tells the methods which.\n'
           f'{len(DEMO)} methods x {a.seeds} seeds, {a.ipc} images per class:')
@@ -126,7 +129,7 @@ def _training_options(p, epochs=200):
     p.add_argument('--epochs', type=int, default=epochs, help='of every evaluation network (default: %(default)s)')
     p.add_argument('--networks', type=int, default=2, help='evaluation networks per synthetic set (default: %(default)s)')
 
-# %% ../nbs/80_cli.ipynb #cfd9f82c
+# %% ../nbs/80_cli.ipynb #aeeb13b5
 def parser() -> argparse.ArgumentParser:
     "The command line of the package."
     p = argparse.ArgumentParser(prog='rdd-nb', description='Distil a large data set into a few synthetic images that also serve its rare groups.',
@@ -150,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument('--seed', type=int, default=0, help='of the distillation (default: 0)')
     c.add_argument('--out', help='run folder (default: runs/DATA-METHOD-ipcN-seedK)')
     c.add_argument('--resume', action='store_true', help='continue a run that was stopped')
-    c.add_argument('--risk', help="risk measure, e.g. 'cvar(tail=0.2)' or 'twolevel(cvar(tail=0.5), 0.5*mean + 0.5*max)'")
+    c.add_argument('--risk', help="risk measure, e.g. 'cvar(tail=0.2)'; at the network or target also 'twolevel(cvar(tail=0.5), 0.5*mean + 0.5*max)'")
     c.add_argument('--risk-at', choices=['network', 'target', 'distance'], help='where the risk acts')
     c.add_argument('--cells', choices=['synthetic', 'initial', 'kmeans', 'groups'], help='the clusters; groups are the true ones, for comparison')
     c.add_argument('--steps', type=int, help='updates of the synthetic images')

@@ -16,7 +16,7 @@ from .distill import METHODS, as_method, distill
 from .evaluation import Training, evaluate, fit_clusters, paired, reference_clusters, summarise
 from .synthetic import load
 
-# %% ../nbs/62_compare.ipynb #a07d78a4
+# %% ../nbs/62_compare.ipynb #2fd6b5be
 FULL = {'full': None, 'full-risk': '0.5*mean + 0.5*cvar(tail=0.1)'}   # training on all real samples, and under which risk
 
 def run_cell(
@@ -31,6 +31,7 @@ def run_cell(
     on: str = 'test',      # the split to evaluate on: 'test', or 'val' while settings are being chosen
     device=None,
     progress: bool = False,
+    source: dict | None = None,  # how the data were loaded, for the record
 ) -> dict: # the row
     "Distil and evaluate one method with one seed; a row that is already there for the same settings is returned as it is."
     device,out,test = pick_device(device),Path(out),getattr(splits, on)
@@ -44,7 +45,7 @@ def run_cell(
         source,made = splits.train,dict(seconds=0., peak_mb=0., steps=0)
         training = training if FULL[name] is None else Training(**vars(training) | dict(risk=FULL[name]))
     else:
-        source = distill(splits.train, method, ipc, seed, device, out, resume=True, progress=progress)
+        source = distill(splits.train, method, ipc, seed, device, out, resume=True, progress=progress, source=source, label=name)
         made = {k: source.provenance[k] for k in ('seconds', 'peak_mb', 'steps')}
     clusters,reference = fit_clusters(splits.train, test),reference_clusters(test)
     row = evaluate(source, test, training, networks, seed, dict(cluster=clusters, reference_cluster=reference), device)
@@ -52,7 +53,7 @@ def run_cell(
     write_json(out/'report.json', dict(asked=asked, versions=versions(), config=dict(device=str(device)), rows=[row], summary=summarise([row]), paired=[]))
     return row
 
-# %% ../nbs/62_compare.ipynb #5d50ef87
+# %% ../nbs/62_compare.ipynb #4f546005
 def _alone(device, *args, **kw):
     if str(device) == 'cpu': torch.set_num_threads(1)
     return run_cell(*args, device=device, **kw)
@@ -74,14 +75,16 @@ def compare(
     command: str | None = None,  # the command that does it again, for the record
 ) -> dict: # what is written to `<out>/report.json`
     "Run all methods with all seeds and write `report.json`. Raises `ValueError` for an unknown method or a folder that holds something else."
+    if not len(seeds): raise ValueError('seeds: expected at least one')
+    if networks < 1: raise ValueError(f'networks={networks} must be at least 1')
     if not isinstance(methods, dict): methods = {m: None if m in FULL else as_method(m) for m in methods}
     out,device = Path(out),pick_device(device)
     config = dict(source=source, data=splits.train.name, train_hash=splits.train.hash(), test_hash=getattr(splits, on).hash(), on=on, methods={k: m.describe() if m else k for k, m in methods.items()},
-                  seeds=list(seeds), ipc=ipc, training=training.describe(), networks=networks, device=str(device))
+                  seeds=[int(s) for s in seeds], ipc=ipc, training=training.describe(), networks=networks, device=str(device))
     _claim(out, config, resume)
     cells = sorted(((m, s) for s in seeds for m in methods), key=lambda c: -_length(methods[c[0]]))
     jobs = 1 if device.type != 'cpu' else jobs or joblib.cpu_count()
-    work = (joblib.delayed(_alone)(device, splits, m, methods[m], s, out/'runs'/f'{m}-seed{s}', ipc, training, networks, on) for m, s in cells)
+    work = (joblib.delayed(_alone)(device, splits, m, methods[m], s, out/'runs'/f'{m}-seed{s}', ipc, training, networks, on, source=source) for m, s in cells)
     results = joblib.Parallel(n_jobs=jobs, return_as='generator_unordered')(work)
     rows = list(tqdm(results, total=len(cells), desc='runs', disable=not progress))
     rows.sort(key=lambda r: (list(methods).index(r['method']), r['seed']))
@@ -97,8 +100,9 @@ def _claim(out, config, resume):
     "Take the folder for this comparison, or refuse."
     if (out/'config.json').exists():
         found = read_json(out/'config.json')
+        if not isinstance(found, dict) or not set(config) <= set(found): raise ValueError(f'{out}/config.json is not that of a comparison of rdd_nb; choose another folder')
         differing = [k for k in config if found.get(k) != config[k]]
         if differing: raise ValueError(f'{out} holds a comparison with another {differing[0]}; choose another folder')
         if not resume: raise ValueError(f'{out} already holds this comparison; pass resume=True (--resume) to finish or reread it, or choose another folder')
-    elif out.exists() and any(out.iterdir()): raise ValueError(f'{out} is not empty and holds no comparison of rdd_nb; choose another folder')
+    elif out.exists() and any(not p.name.endswith('.tmp') for p in out.iterdir()): raise ValueError(f'{out} is not empty and holds no comparison of rdd_nb; choose another folder')
     else: write_json(out/'config.json', config)

@@ -42,7 +42,7 @@ def pick_device(
                          + ''.join(f', cuda:{i}' for i in range(torch.cuda.device_count()))) from None
     return device
 
-# %% ../nbs/00_core.ipynb #b2ae44eb
+# %% ../nbs/00_core.ipynb #aa5848c7
 def atomic_write(
     path,   # the file's final name; missing folders are made
     write,  # called with the temporary path, which it must write
@@ -54,6 +54,9 @@ def atomic_write(
     try:
         write(temporary)
         os.replace(temporary, path)
+    except OSError as e:
+        if e.errno is None: raise
+        raise OSError(e.errno, e.strerror, str(path)) from None      # the name a user knows
     finally: temporary.unlink(missing_ok=True)
     return path
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS', 'Method', 'as_method', 'Distiller', 'step', 'state_dict', 'load_state_dict', 'result', 'distill']
 
-# %% ../nbs/45_distill.ipynb #9257e028
-import copy, dataclasses, hashlib, json, pickle, time
+# %% ../nbs/45_distill.ipynb #9b178ec0
+import copy, dataclasses, hashlib, io, json, math, numbers, time
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -16,13 +16,38 @@ from tqdm.auto import tqdm
 from . import risk as risks
 from .core import Cost, atomic_write, generator, pick_device, read_json, versions, write_json
 from .data import GroupedDataset
-from .models import make_model
+from .models import MODELS, make_model
 from .augment import augment
 from .clustering import assign_nearest, class_kmeans_ids, class_medoids, random_per_class
 from .matching import Cells, DistributionMatching, GradientMatching, Matcher, matching_loss
 from .synthetic import SyntheticDataset, load, save, save_png
 
-# %% ../nbs/45_distill.ipynb #8b6f25c0
+# %% ../nbs/45_distill.ipynb #5d63e46b
+def _check_numbers(m):
+    "One line for a number of the method that cannot be meant."
+    for name, least in (('steps', 0), ('batch', 1), ('network_life', 1), ('network_steps', 0), ('network_batch', 1), ('width', 1), ('cells_per_class', 1)):
+        value = getattr(m, name)
+        if value is None and name in ('width', 'cells_per_class'): continue
+        if not isinstance(value, numbers.Integral) or value < least: raise ValueError(f'{name}={value!r}: expected a whole number of at least {least}')
+    for name, least in (('lr', None), ('network_lr', None), ('momentum', 0)):
+        value = getattr(m, name)
+        if not isinstance(value, numbers.Real) or not math.isfinite(value) or (value <= 0 if least is None else not 0 <= value < 1):
+            raise ValueError(f'{name}={value!r}: expected a number {"above 0" if least is None else "in [0, 1)"}')
+
+def _remembers(risk):
+    "Whether a risk measure, or one inside it, carries state from batch to batch."
+    inside = [v for v in vars(risk).values() if isinstance(v, risks.Risk)] + [r for _, r in getattr(risk, 'parts', ())]
+    return hasattr(risk, 'state_dict') or any(map(_remembers, inside))
+
+def _check_risk(m):
+    "One line for a risk and a place that do not go together."
+    if m.risk is not None and not isinstance(m.risk, risks.Risk): raise ValueError(f"risk={m.risk!r}: expected a risk measure, such as CVaR(0.2) or 'cvar(tail=0.2)'")
+    if (m.risk is None) != (m.risk_at is None): raise ValueError(f'risk={m.risk!r} and risk_at={m.risk_at!r}: a risk needs its place, and a place its risk')
+    if m.risk_at == 'network' and not m.network_steps: raise ValueError("risk_at='network' acts while the network is trained, so network_steps must be above 0")
+    if m.risk_at == 'distance' and m.risk.needs_groups: raise ValueError(f"risk={m.risk!r} looks at groups, but at risk_at='distance' there is one number per cluster: pass a measure such as CVaR(0.2)")
+    if m.risk is not None and _remembers(m.risk): raise ValueError(f'risk={type(m.risk).__name__} remembers earlier batches, which a checkpoint would have to hold; use one without state')
+
+# %% ../nbs/45_distill.ipynb #337a196a
 @dataclass(frozen=True)
 class Method:
     "What a distillation does; see `METHODS` for the named ones."
@@ -37,7 +62,7 @@ class Method:
     momentum: float = .5
     batch: int = 64                  # real samples of each class at a step
     network: str = 'convnet'         # see `rdd_nb.models.MODELS`
-    width: int | None = None         # of the network; None: 32 below 16 pixels, else 128
+    width: int | None = None         # of a convnet or mlp; None: 32 below 16 pixels, else 128
     network_life: int = 1            # updates of the samples until a freshly drawn network takes over
     network_steps: int = 0           # updates of the network, on real samples, between two updates of the synthetic ones
     network_lr: float = .01
@@ -46,21 +71,22 @@ class Method:
 
     def __post_init__(self):
         if isinstance(self.risk, str): object.__setattr__(self, 'risk', risks.from_string(self.risk))
-        for name, allowed in (('risk_at', (None, 'network', 'target', 'distance')), ('cells', ('synthetic', 'initial', 'kmeans', 'groups')), ('init', ('kmeans', 'random'))):
+        _check_numbers(self)
+        for name, allowed in (('risk_at', (None, 'network', 'target', 'distance')), ('cells', ('synthetic', 'initial', 'kmeans', 'groups')), ('init', ('kmeans', 'random')), ('network', tuple(MODELS))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name}={getattr(self, name)!r} is not known; choose from {", ".join(map(str, allowed))}')
-        if (self.risk is None) != (self.risk_at is None): raise ValueError(f'risk={self.risk!r} and risk_at={self.risk_at!r}: a risk needs its place, and a place its risk')
-        if self.risk_at == 'network' and not self.network_steps: raise ValueError("risk_at='network' acts while the network is trained, so network_steps must be above 0")
-        for name in ('batch', 'network_life', 'network_batch'):
-            if getattr(self, name) < 1: raise ValueError(f'{name}={getattr(self, name)} must be at least 1')
-        if self.steps < 0 or self.lr <= 0: raise ValueError(f'steps={self.steps} and lr={self.lr}: expected steps >= 0 and lr > 0')
+        if self.matcher is not None and not isinstance(self.matcher, Matcher): raise ValueError(f'matcher={self.matcher!r}: expected a Matcher, such as GradientMatching()')
+        if self.matcher is None and self.steps: raise ValueError(f'steps={self.steps} without a matcher: there is nothing to do in a step')
+        _check_risk(self)
+        if not isinstance(self.augment, str): raise ValueError(f'augment={self.augment!r}: expected names such as {"crop scale"!r}')
+        augment(names=self.augment, generator=generator('check'))
 
     def describe(self) -> dict:
         "The card as plain values, for JSON."
         return {f.name: v if isinstance(v := getattr(self, f.name), (str, int, float, type(None))) else repr(v) for f in dataclasses.fields(self)}
 
-# %% ../nbs/45_distill.ipynb #39e96b0d
-_gradient = Method(GradientMatching(), steps=200, lr=.2, network_life=10, network_steps=2, network_lr=.05)
+# %% ../nbs/45_distill.ipynb #40350bb3
+_gradient = Method(GradientMatching(), steps=200, lr=.02, network_life=10, network_steps=2, network_lr=.05)
 _distribution = Method(DistributionMatching(), steps=200, lr=5., batch=256)
 _uniform = dict(risk=risks.TwoLevel(risks.Mean(), risks.Mean()), cells='kmeans', cells_per_class=3)
 _mean_cvar = dict(risk=.5 * risks.Mean() + .5 * risks.CVaR(.5), cells='kmeans', cells_per_class=4)
@@ -71,7 +97,7 @@ METHODS = {
     'gradient': _gradient,
     'distribution': _distribution,
     'rdd-network': dataclasses.replace(_gradient, risk_at='network', **_uniform),
-    'rdd-target': dataclasses.replace(_gradient, risk_at='target', **_uniform),
+    'rdd-target': dataclasses.replace(_gradient, lr=.2, risk_at='target', **_uniform),
     'rdd-distance': dataclasses.replace(_distribution, risk_at='distance', **_mean_cvar),
 }
 
@@ -80,8 +106,8 @@ def as_method(
     **changes,  # fields to replace
 ) -> Method:
     "The method of that name, with changes. Raises `ValueError` for an unknown name or field."
-    if isinstance(method, str):
-        if method not in METHODS: raise ValueError(f'method={method!r} is not known; choose from {", ".join(METHODS)}')
+    if not isinstance(method, Method):
+        if method not in list(METHODS): raise ValueError(f'method={method!r} is not known; choose from {", ".join(METHODS)}')
         method = METHODS[method]
     unknown = set(changes) - {f.name for f in dataclasses.fields(Method)}
     if unknown: raise ValueError(f'{sorted(unknown)[0]!r} is not a setting of a method; the settings are {", ".join(f.name for f in dataclasses.fields(Method))}')
@@ -126,12 +152,10 @@ class Distiller:
         if self.cells is not None: return self.cells[index]
         return assign_nearest(self.x[index], self.images.detach(), self.y[index], self.sy)[0]
 
-# %% ../nbs/45_distill.ipynb #ab304e69
+# %% ../nbs/45_distill.ipynb #286969c3
 def _draw_network(self):
-    m,size = self.method,min(self.shape[1:]) if len(self.shape) == 3 else 0
-    width = m.width or (32 if size < 16 else 128)
-    self.network = make_model(m.network, self.shape, self.n_classes, seed=(self.seed, self.step_number), width=width).to(self.device)
-    if not hasattr(self.network, 'features'): raise ValueError(f'network={m.network!r} has no features')
+    m = self.method
+    self.network = make_model(m.network, self.shape, self.n_classes, seed=(self.seed, self.step_number), width=m.width).to(self.device)
     self.network_optimizer = torch.optim.SGD(self.network.parameters(), m.network_lr, momentum=.9)
 
 def _train_network(self):
@@ -211,48 +235,62 @@ def result(self, provenance=None, mean=None, std=None, classes=None) -> Syntheti
 
 Distiller.result = result
 
-# %% ../nbs/45_distill.ipynb #4895be5f
+# %% ../nbs/45_distill.ipynb #220faac1
 def _configuration(data, method, ipc, seed):
     return dict(data=data.name, data_hash=data.hash(), ipc=ipc, seed=seed, method=method.describe())
 
-def _checked_inputs(data, ipc):
+def _checked_inputs(data, method, ipc):
     if not isinstance(data, GroupedDataset): raise ValueError(f'data is a {type(data).__name__}, expected a GroupedDataset; rdd_nb.data.from_arrays(x, y) makes one')
     if data.x.dim() != 4: raise ValueError(f'data has samples of shape {tuple(data.x.shape[1:])}; distill works on images (C, H, W)')
-    if not isinstance(ipc, int) or ipc < 1: raise ValueError(f'ipc={ipc!r} must be a whole number of at least 1')
+    if not isinstance(ipc, numbers.Integral) or ipc < 1: raise ValueError(f'ipc={ipc!r} must be a whole number of at least 1')
+    if not torch.isfinite(data.x).all(): raise ValueError('x of the data set holds NaN or infinite values')
+    counts = torch.bincount(data.y, minlength=data.n_classes)
+    if counts.min() == 0: raise ValueError(f'class {data.classes[int(counts.argmin())]} of the data set has no samples')
+    if method.cells == 'kmeans' and method.risk is not None and (k := method.cells_per_class or ipc) > counts.min():
+        raise ValueError(f'cells_per_class={k} is more than the {int(counts.min())} samples of class {data.classes[int(counts.argmin())]}')
 
 def _open_run(out, config, resume):
     "Prepare the run folder; returns the finished result if there is one."
     out = Path(out)
     if (out/'config.json').exists():
         found = read_json(out/'config.json')
+        if not isinstance(found, dict) or not set(config) <= set(found): raise ValueError(f'{out}/config.json is not that of a run of rdd_nb; choose another folder')
         differing = [k for k in config if found.get(k) != config[k]]
         if differing: raise ValueError(f'{out} holds a run with another {differing[0]} ({_short(found.get(differing[0]), config[differing[0]])}); choose another folder')
         if not resume: raise ValueError(f'{out} already holds this run; pass resume=True (--resume) to continue it, or choose another folder')
         if (out/'synthetic.safetensors').exists(): return load(out/'synthetic.safetensors')
-    elif out.exists() and any(out.iterdir()): raise ValueError(f'{out} is not empty and holds no run of rdd_nb; choose another folder')
+    elif out.exists() and any(not p.name.endswith('.tmp') for p in out.iterdir()): raise ValueError(f'{out} is not empty and holds no run of rdd_nb; choose another folder')
     else: write_json(out/'config.json', config | dict(versions=versions()))
 
 def _short(old, new):
-    if isinstance(old, dict) and isinstance(new, dict): k = next(k for k in new if old.get(k) != new[k]); old,new = f'{k}={old.get(k)}',f'{k}={new[k]}'
+    if isinstance(old, dict) and isinstance(new, dict):
+        k = next(k for k in {**new, **old} if old.get(k, '') != new.get(k, ''))
+        old,new = f'{k}={old.get(k)}',f'{k}={new.get(k)}'
     return f'{str(old)[:60]} there, {str(new)[:60]} asked for'
 
-# %% ../nbs/45_distill.ipynb #5d2b476d
+# %% ../nbs/45_distill.ipynb #ba0af2a8
 def _fingerprint(config): return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 def _load_checkpoint(path, distiller, config):
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-        if state['config'] != _fingerprint(config): raise ValueError
+        state,now = torch.load(path, map_location='cpu', weights_only=True),distiller.state_dict()
+        if state['config'] != _fingerprint(config): raise ValueError('it belongs to another configuration')
+        if any(state[k].shape != now[k].shape for k in ('images', 'weight')) or len(state['history']) != state['step']: raise ValueError('sizes differ')
         distiller.load_state_dict(state)
-        return state['seconds']
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError):
+        return float(state['seconds'])
+    except Exception:                       # whatever a damaged or foreign file leads to
         raise ValueError(f'{path}: not a checkpoint of this run; delete it to start again') from None
+
+def _write_checkpoint(path, state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    atomic_write(path, lambda p: p.write_bytes(buffer.getvalue()))
 
 def _write_metrics(path, history):
     rows = (json.dumps(dict(step=i + 1, loss=l)) for i, l in enumerate(history))
     atomic_write(path, lambda p: p.write_text('\n'.join(rows) + '\n' if history else ''))
 
-# %% ../nbs/45_distill.ipynb #24ff89d6
+# %% ../nbs/45_distill.ipynb #a3480109
 def distill(
     data: GroupedDataset,        # training data
     method='rdd-distance',       # a name in `METHODS` or a `Method`
@@ -264,11 +302,13 @@ def distill(
     progress: bool = True,       # a progress bar with the matching loss
     checkpoint_every: int = 50,  # steps
     source: dict | None = None,  # how the data were loaded, kept in the record
+    label: str | None = None,    # the method's name in the record; None: its name in `METHODS`, with the changes
     **changes,                   # fields of the method to replace, e.g. `steps=50`, `risk='cvar(tail=0.2)'`
 ) -> SyntheticDataset:
     "Distil a data set. Raises `ValueError` in one line for input that does not fit, before anything is written."
-    _checked_inputs(data, ipc)
     name,method = method,as_method(method, **changes)
+    _checked_inputs(data, method, ipc)
+    ipc,seed = int(ipc),int(seed)
     if not isinstance(name, str): name = next((k for k, v in METHODS.items() if v == method), 'custom')
     name = ', '.join([name, *(f'{k}={v}' for k, v in changes.items() if getattr(METHODS.get(name), k, None) != getattr(method, k))])
     config = _configuration(data, method, ipc, seed)
@@ -286,9 +326,9 @@ def distill(
                 bar.set_postfix(loss=f'{run.step():.3f}', refresh=False); bar.update()
                 if out and run.step_number % checkpoint_every == 0 and run.step_number < method.steps:
                     state = run.state_dict() | dict(config=_fingerprint(config), seconds=before + time.perf_counter() - start)
-                    atomic_write(checkpoint, lambda p: torch.save(state, p))
+                    _write_checkpoint(checkpoint, state)
                     _write_metrics(out/'metrics.jsonl', run.history)
-    provenance = config | dict(method=name, settings=method.describe(), source=source, steps=method.steps, seconds=round(before + cost.seconds, 3),
+    provenance = config | dict(method=label or name, settings=method.describe(), source=source, steps=method.steps, seconds=round(before + cost.seconds, 3),
                                peak_mb=round(cost.peak_mb, 1), device=str(run.device), versions=versions())
     s = run.result(provenance, data.mean, data.std, data.classes)
     if out:

@@ -43,7 +43,7 @@ class Training:
     def describe(self) -> dict:
         return {k: v if isinstance(v, (str, int, float, type(None))) else repr(v) for k, v in vars(self).items()}
 
-# %% ../nbs/50_evaluation.ipynb #185f5d52
+# %% ../nbs/50_evaluation.ipynb #8613fc72
 def train(
     x: Tensor,              # (n, C, H, W) normalised
     y: Tensor,              # (n,)
@@ -55,8 +55,7 @@ def train(
     "A network trained on `x`, `y` to the last epoch, in evaluation mode."
     device,t = pick_device(device),training
     x,y = x.to(device),y.to(device)
-    options = dict(width=t.width or (32 if min(x.shape[2:], default=0) < 16 else 128)) if t.model in ('convnet', 'mlp') else {}
-    net = make_model(t.model, x.shape[1:], n_classes, seed=('evaluation', seed), **options).to(device)
+    net = make_model(t.model, x.shape[1:], n_classes, seed=('evaluation', seed), width=t.width).to(device)
     optimizer = torch.optim.SGD(net.parameters(), t.lr, momentum=t.momentum, weight_decay=t.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, t.epochs * -(-len(y) // t.batch))
     for epoch in range(t.epochs):
@@ -115,7 +114,7 @@ def _derived(row):
     return dict(worst_class_group_accuracy=cells[worst], worst_class_group=dict(name=worst, n=counts[worst], low=low, high=high),
                 tail_class_group_accuracy=1 - risks.CVaR(.2)(error).item(), balanced_accuracy=float(np.mean(list(row['group_accuracy'].values()))))
 
-# %% ../nbs/50_evaluation.ipynb #0fa17b84
+# %% ../nbs/50_evaluation.ipynb #059e5b7c
 def fit_clusters(
     train: GroupedDataset,
     test: GroupedDataset,  # normalised like `train`
@@ -128,7 +127,7 @@ def fit_clusters(
 def reference_clusters(test: GroupedDataset) -> Tensor: # (n_test,) ids
     "The clusters of RDD's released evaluation: scikit-learn's k-means with 10 clusters and seed 0 on the normalised test pixels."
     from sklearn.cluster import KMeans as SklearnKMeans
-    return torch.as_tensor(SklearnKMeans(10, random_state=0).fit_predict(test.x.cpu().flatten(1).numpy())).long()
+    return torch.as_tensor(SklearnKMeans(min(10, len(test)), random_state=0).fit_predict(test.x.cpu().flatten(1).numpy())).long()
 
 # %% ../nbs/50_evaluation.ipynb #e964f723
 def evaluate(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MODELS', 'Classifier', 'convnet', 'mlp', 'resnet18', 'vgg11', 'alexnet', 'vit', 'make_model', 'in_chunks']
 
-# %% ../nbs/10_models.ipynb #20cd787f
-import math
+# %% ../nbs/10_models.ipynb #8581a67c
+import inspect, math
 import torch
 from torch import nn, Tensor
 import torchvision
@@ -31,7 +31,7 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor: # (n, n_classes) scores
         return self.head(self.body(x))
 
-# %% ../nbs/10_models.ipynb #c4d9e398
+# %% ../nbs/10_models.ipynb #12ba12a9
 def _norm(kind, channels):
     if kind == 'instance': return nn.GroupNorm(channels, channels)
     if kind == 'batch':    return nn.BatchNorm2d(channels)
@@ -44,15 +44,22 @@ def _check_depth(name, shape, depth):
     if depth > most:
         raise ValueError(f'{name} of depth {depth} halves the image {depth} times, but an image of {shape[1]}x{shape[2]} pixels allows at most {most}')
 
+def _width(width, shape):
+    "The field's 128, or 32 for images under 16 pixels, unless told otherwise."
+    if width is None: width = 32 if len(shape) == 3 and min(shape[1:]) < 16 else 128
+    if not isinstance(width, int) or width < 1: raise ValueError(f'width={width!r} must be a whole number of at least 1')
+    return width
+
 def convnet(
     shape: tuple,             # of one image, (C, H, W)
     n_classes: int,
-    width: int = 128,         # channels of every block
+    width: int | None = None, # channels of every block; None: 128, or 32 for images under 16 pixels
     depth: int | None = None, # number of blocks; None: 3, or 2 for images under 16 pixels
     norm: str = 'instance',   # instance, batch, layer or none
 ) -> Classifier:
     "The ConvNet of dataset distillation (Zhao et al. 2021, section 4.1). Raises `ValueError` when the image is too small for `depth`."
     if depth is None: depth = 3 if min(shape[1:]) >= 16 else 2
+    width = _width(width, shape)
     _check_depth('convnet', shape, depth)
     layers,channels = [],shape[0]
     for _ in range(depth):
@@ -61,15 +68,15 @@ def convnet(
     side = (shape[1] >> depth) * (shape[2] >> depth)
     return Classifier(nn.Sequential(*layers, nn.Flatten()), width * side, n_classes)
 
-# %% ../nbs/10_models.ipynb #aa20c24a
+# %% ../nbs/10_models.ipynb #196b2189
 def mlp(
     shape: tuple,      # of one sample: (C, H, W) for images, (d,) for tables
     n_classes: int,
-    width: int = 128,
+    width: int | None = None, # of the hidden layers; None as for `convnet`
     depth: int = 2,    # hidden layers
 ) -> Classifier:
     "A multilayer perceptron on the flattened sample."
-    n = math.prod(shape)
+    n,width = math.prod(shape),_width(width, shape)
     layers = [nn.Flatten()]
     for _ in range(depth): layers,n = layers + [nn.Linear(n, width), nn.ReLU()],width
     return Classifier(nn.Sequential(*layers), n, n_classes)
@@ -122,7 +129,7 @@ def vit(
     if shape[0] not in (1, 3): raise ValueError(f'vit takes images of 1 or 3 channels, got {shape[0]}')
     return Classifier(_ViTBody(shape[1], patch, width, depth, heads), width, n_classes)
 
-# %% ../nbs/10_models.ipynb #656bf246
+# %% ../nbs/10_models.ipynb #9743b8f9
 MODELS = dict(convnet=convnet, mlp=mlp, resnet18=resnet18, vgg11=vgg11, alexnet=alexnet, vit=vit)
 
 def make_model(
@@ -130,10 +137,13 @@ def make_model(
     shape: tuple,      # of one sample
     n_classes: int,
     seed=0,            # an int, or any key for `rdd_nb.core.generator`
-    **options,         # of that network: width, depth, norm ...
+    **options,         # of that network: width, depth, norm ...; None is the default
 ) -> Classifier:
     "A freshly initialised network. Raises `ValueError` for an unknown name or an unsuitable image size."
     if name not in MODELS: raise ValueError(f'model={name!r} is not known; choose from {", ".join(MODELS)}')
+    options = {k: v for k, v in options.items() if v is not None}
+    unknown = set(options) - set(inspect.signature(MODELS[name]).parameters)
+    if unknown: raise ValueError(f'model {name} has no {sorted(unknown)[0]} to set')
     with seeded('model', seed): return MODELS[name](tuple(shape), n_classes, **options)
 
 # %% ../nbs/10_models.ipynb #1a561f12

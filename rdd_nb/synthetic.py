@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['FORMAT', 'SyntheticDataset', 'save', 'load', 'show', 'save_png']
 
-# %% ../nbs/40_synthetic.ipynb #f35a9951
-import hashlib, json
+# %% ../nbs/40_synthetic.ipynb #ba98870f
+import hashlib, io, json
 from pathlib import Path
 import torch
 from torch import Tensor
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from .core import atomic_write
 
-# %% ../nbs/40_synthetic.ipynb #6f6fa593
+# %% ../nbs/40_synthetic.ipynb #e03254c6
 class SyntheticDataset:
     "Synthetic samples, their labels and their history."
     def __init__(
@@ -29,15 +29,19 @@ class SyntheticDataset:
         weight: Tensor | None = None,   # (m,) share of the risk's weight that cell got
         provenance: dict | None = None, # plain values, as JSON can hold them
     ):
-        x,y,mean,std = x.detach().cpu().float(),y.detach().cpu().long(),torch.as_tensor(mean).float().flatten(),torch.as_tensor(std).float().flatten()
-        if len(x) != len(y): raise ValueError(f'x has {len(x)} samples but y has {len(y)} labels')
+        x,y,mean,std = (torch.as_tensor(t).detach().cpu() for t in (x, y, mean, std))
+        x,y,mean,std = x.float(),y.long(),mean.float().flatten(),std.float().flatten()
+        if x.dim() < 2 or not len(x): raise ValueError(f'x has shape {tuple(x.shape)}, expected (m, C, H, W) or (m, d) with at least one sample')
+        if y.shape != x.shape[:1]: raise ValueError(f'x has {len(x)} samples but y has {len(y)} labels of shape {tuple(y.shape)}')
         if not torch.isfinite(x).all(): raise ValueError('x holds NaN or infinite values')
-        if x.dim() < 2 or mean.shape != std.shape or mean.numel() not in (1, x.shape[1]):
+        if mean.shape != std.shape or mean.numel() not in (1, x.shape[1]):
             raise ValueError(f'mean and std need one value for each of the {x.shape[1]} channels, got {mean.numel()} and {std.numel()}')
+        if not torch.isfinite(mean).all() or not (torch.isfinite(std) & (std > 0)).all(): raise ValueError('mean must be finite, and std finite and above 0')
         for name, t, shape in (('initial', initial, x.shape), ('mass', mass, y.shape), ('weight', weight, y.shape)):
             if t is not None and t.shape != shape: raise ValueError(f'{name} has shape {tuple(t.shape)}, expected {tuple(shape)}')
         self.x,self.y,self.mean,self.std = x,y,mean,std
         self.classes = [str(c) for c in (classes if classes is not None else range(int(y.max()) + 1))]
+        if y.min() < 0 or y.max() >= len(self.classes): raise ValueError(f'y holds the label {int(y.min() if y.min() < 0 else y.max())}, but there are {len(self.classes)} classes')
         self.initial,self.mass,self.weight = (t if t is None else t.detach().cpu().float() for t in (initial, mass, weight))
         self.provenance = json.loads(json.dumps(provenance or {}))
 
@@ -57,12 +61,12 @@ class SyntheticDataset:
         return x * self.std.view(shape) + self.mean.view(shape)
 
     def hash(self) -> str:
-        "SHA-256 of samples and labels."
+        "SHA-256 of samples, labels and normalisation."
         h = hashlib.sha256(repr(tuple(self.x.shape)).encode())
-        for t in (self.x, self.y): h.update(t.contiguous().numpy().tobytes())
+        for t in (self.x, self.y, self.mean, self.std): h.update(t.contiguous().numpy().tobytes())
         return h.hexdigest()
 
-# %% ../nbs/40_synthetic.ipynb #6dc215d7
+# %% ../nbs/40_synthetic.ipynb #e9bc52db
 FORMAT = 1
 _TENSORS = ('x', 'y', 'mean', 'std', 'initial', 'mass', 'weight')
 
@@ -73,7 +77,8 @@ def save(
     "Write `s` as safetensors with its description as JSON in the metadata; whole or not at all."
     tensors = {k: getattr(s, k).clone(memory_format=torch.contiguous_format) for k in _TENSORS if getattr(s, k) is not None}
     about = json.dumps(dict(format=FORMAT, classes=s.classes, provenance=s.provenance, hash=s.hash()))
-    return atomic_write(path, lambda p: save_file(tensors, p, metadata={'rdd_nb': about}))
+    content = to_bytes(tensors, metadata={'rdd_nb': about})
+    return atomic_write(path, lambda p: p.write_bytes(content))
 
 def load(path) -> SyntheticDataset:
     "Read what `save` wrote. Raises `FileNotFoundError`, or `ValueError` for a file that is truncated, foreign or altered."
@@ -82,16 +87,18 @@ def load(path) -> SyntheticDataset:
     try:
         with safe_open(path, 'pt') as f:
             about,tensors = json.loads((f.metadata() or {}).get('rdd_nb', 'null')),{k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f'{path}: not a readable safetensors file ({e}); was it cut short?') from None
+    except (SafetensorError, OSError, ValueError, RecursionError, TypeError) as e:
+        raise ValueError(f'{path}: not a readable safetensors file ({str(e).splitlines()[0] if str(e) else type(e).__name__}); was it cut short?') from None
     if not isinstance(about, dict) or not {'x', 'y', 'mean', 'std'} <= set(tensors):
         raise ValueError(f'{path}: a safetensors file, but not one of rdd_nb (it holds {", ".join(sorted(tensors)) or "nothing"})')
     if about.get('format') != FORMAT: raise ValueError(f'{path}: written in format {about.get("format")}, this version of rdd_nb reads format {FORMAT}')
-    s = SyntheticDataset(**{k: tensors.get(k) for k in _TENSORS}, classes=about['classes'], provenance=about['provenance'])
-    if s.hash() != about['hash']: raise ValueError(f'{path}: the samples are not those that were saved (their hash differs)')
+    if not isinstance(about.get('classes'), list) or not isinstance(about.get('provenance'), dict): raise ValueError(f'{path}: its description lacks the classes or the provenance')
+    try: s = SyntheticDataset(**{k: tensors.get(k) for k in _TENSORS}, classes=about['classes'], provenance=about['provenance'])
+    except ValueError as e: raise ValueError(f'{path}: {e}') from None
+    if s.hash() != about.get('hash'): raise ValueError(f'{path}: the samples are not those that were saved (their hash differs)')
     return s
 
-# %% ../nbs/40_synthetic.ipynb #b28a88a5
+# %% ../nbs/40_synthetic.ipynb #42a1048c
 def show(
     s: SyntheticDataset,
     x: Tensor | None = None,  # normalised images like `s.x`; None for `s.x`
@@ -123,6 +130,7 @@ def save_png(
     "Write the grid of `show` as a PNG file, whole or not at all."
     from matplotlib.figure import Figure
     n = min(per_class, int(torch.bincount(s.y).max()))
-    fig = Figure(figsize=(n * .45 + .6, len(s.y.unique()) * .45), dpi=150, layout='tight')
+    fig,buffer = Figure(figsize=(n * .45 + .6, len(s.y.unique()) * .45), dpi=150, layout='tight'),io.BytesIO()
     show(s, per_class=per_class, ax=fig.subplots())
-    return atomic_write(path, lambda p: fig.savefig(p, format='png'))
+    fig.savefig(buffer, format='png')
+    return atomic_write(path, lambda p: p.write_bytes(buffer.getvalue()))
