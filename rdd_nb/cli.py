@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEMO', 'load_data', 'do_distill', 'do_evaluate', 'do_demo', 'do_report', 'parser', 'main']
 
-# %% ../nbs/80_cli.ipynb #d3d9800f
-import argparse, ast, dataclasses, shlex, sys, warnings, zipfile
+# %% ../nbs/80_cli.ipynb #94885496
+import argparse, ast, dataclasses, shlex, sys, warnings, zipfile, zlib
 from pathlib import Path
 import numpy as np
 from . import __version__, data
@@ -17,7 +17,7 @@ from .evaluation import Training, evaluate, fit_clusters, paired, reference_clus
 from .report import write_report
 from .synthetic import load
 
-# %% ../nbs/80_cli.ipynb #de871785
+# %% ../nbs/80_cli.ipynb #958956c9
 def load_data(
     name: str,              # a name in `rdd_nb.data`, a folder of images, or an .npz file
     shift: str | None,      # see `rdd_nb.data.load`; 'none' for none
@@ -33,8 +33,8 @@ def load_data(
     if not name.endswith('.npz'): return data.load(name, shift, share, data_seed, root, download),asked
     path = Path(name)
     if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
-    try: arrays = dict(np.load(path, allow_pickle=False))
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e: raise ValueError(f'{path}: not an .npz file of plain arrays ({str(e).splitlines()[0][:60]})') from None
+    try: arrays = dict(np.load(path, allow_pickle=False).items())
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as e: raise ValueError(f'{path}: not an .npz file of plain arrays ({(str(e) or type(e).__name__).splitlines()[0][:60]})') from None
     if not {'x', 'y'} <= set(arrays): raise ValueError(f'{path}: expected arrays named x and y, and group if known; found {", ".join(arrays) or "none"}')
     return data.split(data.from_arrays(arrays['x'], arrays['y'], arrays.get('group'), name=path.stem), seed=data_seed, shift=shift, share=share),asked
 
@@ -58,14 +58,15 @@ def do_distill(a):
     p = s.provenance
     print(f'{len(s)} synthetic images in {out}/synthetic.safetensors ({p["steps"]} steps, {p["seconds"]:.0f} s); next: rdd-nb evaluate {out}')
 
-# %% ../nbs/80_cli.ipynb #b8e77fd5
+# %% ../nbs/80_cli.ipynb #ef43f20b
 def do_evaluate(a):
     "Train networks on synthetic sets and test them; writes report.json into each run folder."
     training = Training(model=a.model, epochs=a.epochs, augment=a.augment)
     for run in map(Path, a.run):
         s = load(run/'synthetic.safetensors' if run.is_dir() else run)
-        where = dict(s.provenance.get('source') or {}, **{k: v for k, v in dict(name=a.data, shift=a.shift).items() if v})
-        if 'name' not in where: raise ValueError(f'{run} does not say which data it was made from; pass --data')
+        made_from = s.provenance.get('source')
+        where = dict(made_from if isinstance(made_from, dict) else {}, **{k: v for k, v in dict(name=a.data, shift=a.shift).items() if v})
+        if not isinstance(where.get('name'), str): raise ValueError(f'{run} does not say which data it was made from; pass --data')
         splits,source = load_data(where['name'], where.get('shift'), where.get('share', .1), where.get('data_seed', 0), a.root, a.download)
         test = getattr(splits, a.on)
         clusters = dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
@@ -80,7 +81,7 @@ def do_evaluate(a):
         print(f'{run}: accuracy {row["accuracy"]:.3f} ({groups}); worst class and group {row["worst_class_group"]["name"]} '
               f'{row["worst_class_group_accuracy"]:.3f}, n = {row["worst_class_group"]["n"]}')
 
-# %% ../nbs/80_cli.ipynb #2e76f43e
+# %% ../nbs/80_cli.ipynb #394df0f0
 DEMO = ('random', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full')
 
 def _table(report):
@@ -105,9 +106,10 @@ def do_demo(a):
 
 def _training_data(folder):
     "The training data a report was made with, where the report says so and they are at hand; they add the real images to it."
-    asked = read_json(Path(folder)/'report.json').get('config', {}).get('source') or {}
-    try: return load_data(asked['name'], asked['shift'], asked['share'], asked['data_seed'])[0].train
-    except (KeyError, ValueError, OSError): return None
+    try:
+        asked = read_json(Path(folder)/'report.json')['config']['source']
+        return load_data(asked['name'], asked['shift'], asked['share'], asked['data_seed'])[0].train
+    except (KeyError, TypeError, AttributeError, ValueError, OSError): return None
 
 def do_report(a):
     "Render Markdown and HTML from folders with report.json."

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FULL', 'run_cell', 'compare']
 
-# %% ../nbs/62_compare.ipynb #08d2cc95
+# %% ../nbs/62_compare.ipynb #fd4bbf5b
 from pathlib import Path
 import joblib
 import torch
 from tqdm.auto import tqdm
 from .core import pick_device, read_json, versions, write_json
 from .data import Splits
-from .distill import METHODS, as_method, distill
+from .distill import METHODS, as_method, check_inputs, distill
 from .evaluation import Training, evaluate, fit_clusters, paired, reference_clusters, summarise
 from .synthetic import load
 
@@ -53,7 +53,7 @@ def run_cell(
     write_json(out/'report.json', dict(asked=asked, versions=versions(), config=dict(device=str(device)), rows=[row], summary=summarise([row]), paired=[]))
     return row
 
-# %% ../nbs/62_compare.ipynb #4f546005
+# %% ../nbs/62_compare.ipynb #6ee2ba45
 def _alone(device, *args, **kw):
     if str(device) == 'cpu': torch.set_num_threads(1)
     return run_cell(*args, device=device, **kw)
@@ -78,6 +78,7 @@ def compare(
     if not len(seeds): raise ValueError('seeds: expected at least one')
     if networks < 1: raise ValueError(f'networks={networks} must be at least 1')
     if not isinstance(methods, dict): methods = {m: None if m in FULL else as_method(m) for m in methods}
+    for m in filter(None, methods.values()): check_inputs(splits.train, m, ipc)
     out,device = Path(out),pick_device(device)
     config = dict(source=source, data=splits.train.name, train_hash=splits.train.hash(), test_hash=getattr(splits, on).hash(), on=on, methods={k: m.describe() if m else k for k, m in methods.items()},
                   seeds=[int(s) for s in seeds], ipc=ipc, training=training.describe(), networks=networks, device=str(device))

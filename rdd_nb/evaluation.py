@@ -6,8 +6,8 @@
 __all__ = ['METRICS', 'Training', 'train', 'predict', 'wilson', 'group_metrics', 'fit_clusters', 'reference_clusters', 'evaluate',
            'interval', 'summarise', 'paired']
 
-# %% ../nbs/50_evaluation.ipynb #583eaf8a
-import dataclasses, math, warnings
+# %% ../nbs/50_evaluation.ipynb #53c12175
+import dataclasses, math, numbers, warnings
 from dataclasses import dataclass
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from .augment import augment
 from .clustering import KMeans, assign_nearest
 from .synthetic import SyntheticDataset
 
-# %% ../nbs/50_evaluation.ipynb #6a49ef77
+# %% ../nbs/50_evaluation.ipynb #6fff6eb5
 @dataclass(frozen=True)
 class Training:
     "How a network is trained on a set of samples, the same for every set."
@@ -38,7 +38,12 @@ class Training:
 
     def __post_init__(self):
         if isinstance(self.risk, str): object.__setattr__(self, 'risk', risks.from_string(self.risk))
-        if self.epochs < 1 or self.batch < 1 or self.lr <= 0: raise ValueError(f'epochs={self.epochs}, batch={self.batch}, lr={self.lr}: all must be above 0')
+        for name in ('epochs', 'batch'):
+            if not isinstance(v := getattr(self, name), numbers.Integral) or v < 1: raise ValueError(f'{name}={v!r}: expected a whole number of at least 1')
+        for name in ('lr', 'momentum', 'weight_decay'):
+            if not isinstance(v := getattr(self, name), numbers.Real) or not math.isfinite(v) or v < 0: raise ValueError(f'{name}={v!r}: expected a finite number of at least 0')
+        if not self.lr: raise ValueError('lr=0: expected a number above 0')
+        if self.risk is not None and (not isinstance(self.risk, risks.Risk) or self.risk.needs_groups): raise ValueError(f'risk={self.risk!r}: expected a risk measure of losses alone, such as CVaR(0.2)')
 
     def describe(self) -> dict:
         return {k: v if isinstance(v, (str, int, float, type(None))) else repr(v) for k, v in vars(self).items()}
@@ -129,7 +134,7 @@ def reference_clusters(test: GroupedDataset) -> Tensor: # (n_test,) ids
     from sklearn.cluster import KMeans as SklearnKMeans
     return torch.as_tensor(SklearnKMeans(min(10, len(test)), random_state=0).fit_predict(test.x.cpu().flatten(1).numpy())).long()
 
-# %% ../nbs/50_evaluation.ipynb #e964f723
+# %% ../nbs/50_evaluation.ipynb #01c3c8ff
 def evaluate(
     source,                # a `SyntheticDataset`, or a `GroupedDataset` for training on real samples
     test: GroupedDataset,
@@ -143,6 +148,8 @@ def evaluate(
     if not isinstance(source, (SyntheticDataset, GroupedDataset)): raise ValueError(f'source is a {type(source).__name__}, expected a SyntheticDataset or a GroupedDataset')
     if networks < 1: raise ValueError(f'networks={networks} must be at least 1')
     if len(source.classes) != test.n_classes: raise ValueError(f'the set has {len(source.classes)} classes and the test data {test.n_classes}; they must have the same')
+    if source.classes != test.classes and set(source.classes) == set(test.classes):
+        raise ValueError(f'the set has its classes in the order {", ".join(source.classes)}, the test data {", ".join(test.classes)}')
     if source.x.shape[1:] != test.x.shape[1:]: raise ValueError(f'the set has samples of shape {tuple(source.x.shape[1:])} and the test data {tuple(test.x.shape[1:])}')
     missing = sorted(set(range(test.n_classes)) - set(source.y.tolist()))
     if missing: warnings.warn(f'no samples of class {", ".join(source.classes[c] for c in missing)}: networks cannot learn what they are not shown')
@@ -162,7 +169,7 @@ def _average(values):
     if isinstance(values[0], list): return np.sum(values, 0).tolist()            # counts add up
     return values[0] if isinstance(values[0], int) else float(np.mean(values))
 
-# %% ../nbs/50_evaluation.ipynb #e2dca227
+# %% ../nbs/50_evaluation.ipynb #7af464b1
 def interval(values, confidence=.95) -> dict: # mean, low, high
     "Mean of the values and Student's t interval for it; without an interval for a single value."
     v = np.asarray(values, dtype=float)
@@ -177,7 +184,7 @@ def summarise(rows) -> list: # one dict per method, in order of appearance
     for method in dict.fromkeys(r['method'] for r in rows):
         own = [r for r in rows if r['method'] == method]
         groups = {g: interval([r['group_accuracy'][g] for r in own]) for g in own[0]['group_accuracy']}
-        found.append(dict(method=method, n_seeds=len(own), group_accuracy=groups, **{m: interval([r[m] for r in own]) for m in METRICS if m in own[0]}))
+        found.append(dict(method=method, n_seeds=len(own), group_accuracy=groups, **{m: interval([r[m] for r in own]) for m in METRICS if all(r.get(m) is not None for r in own)}))
     return found
 
 # %% ../nbs/50_evaluation.ipynb #3eebcf06
