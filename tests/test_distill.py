@@ -293,7 +293,10 @@ def test_the_result_says_what_it_is(name, tmp_path):
 
 @every_method
 def test_mass_is_the_share_of_the_class(name):
-    data, s = toy(), run(name)
+    data, run_ = toy(), Distiller(toy(), small(name), 2, 0, 'cpu')
+    if METHODS[name].matcher: run_.step()
+    with torch.no_grad(): run_.images.mul_(.5).add_(run_.images.flip(0), alpha=.3)            # far from where they started
+    s = run_.result(None, data.mean, data.std)
     x, y = data.x.flatten(1).double().numpy(), data.y.numpy()
     centres = s.x.flatten(1).double().numpy()
     for c in range(3):
@@ -321,6 +324,15 @@ def test_step_sizes_and_networks_come_and_go():
     later.step_number = 3
     later._draw_network()
     assert not torch.equal(first.network.head.weight, later.network.head.weight)
+
+
+def test_batches_are_drawn_anew():
+    "Those of the network too: no two alike, over steps and within one."
+    run_, seen = Distiller(toy(), small('rdd-network', network_steps=2), 2, 0, 'cpu'), []
+    clusters = run_.clusters
+    run_.clusters = lambda index: (seen.append(tuple(index.tolist())), clusters(index))[1]
+    for _ in range(4): run_.step()
+    assert len(seen) == len(set(seen)) == 8 and len(set().union(*seen)) > 35
 
 
 @pytest.mark.parametrize('cells', ['synthetic', 'initial', 'kmeans', 'groups'])
