@@ -554,6 +554,7 @@ class Payload:
     def __reduce__(self): return open, (str(self.path), 'w')
 
 
+@pytest.mark.filterwarnings('ignore:Detected pickle', 'ignore:Using a non-tuple')      # torch's remarks on the foreign files
 def test_a_checkpoint_that_is_none(tmp_path):
     path = stopped(tmp_path/'run')
     state, raw = torch.load(path, weights_only=True), path.read_bytes()
