@@ -81,7 +81,7 @@ def do_evaluate(a):
         print(f'{run}: accuracy {row["accuracy"]:.3f} ({groups}); worst class and group {row["worst_class_group"]["name"]} '
               f'{row["worst_class_group_accuracy"]:.3f}, n = {row["worst_class_group"]["n"]}')
 
-# %% ../nbs/80_cli.ipynb #394df0f0
+# %% ../nbs/80_cli.ipynb #28ab63e7
 DEMO = ('random', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full')
 
 def _table(report):
@@ -99,7 +99,7 @@ def do_demo(a):
     print(f'digits: {len(splits.train)} training images, in every class {(splits.train.group == 1).float().mean():.0%} of them inverted and transposed; nobody tells the methods which.\n'
           f'{len(DEMO)} methods x {a.seeds} seeds, {a.ipc} images per class:')
     methods = {m: METHODS.get(m) for m in DEMO}
-    if a.steps is not None: methods = {k: dataclasses.replace(m, steps=a.steps) if m and m.matcher else m for k, m in methods.items()}
+    if a.steps is not None: methods = {k: dataclasses.replace(m, steps=a.steps) if m and m.objective else m for k, m in methods.items()}
     report = compare(splits, methods, range(a.seeds), a.out, a.ipc, Training(epochs=a.epochs), a.networks, device=a.device, jobs=a.jobs, resume=a.resume, source=source, command=a.command_line)
     print('\n' + _table(report) + '\n')
     print(f'Look at it: {write_report(a.out, data=splits.train)}')

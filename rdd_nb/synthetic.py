@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from .core import atomic_write
 
-# %% ../nbs/40_synthetic.ipynb #e03254c6
+# %% ../nbs/40_synthetic.ipynb #37c28535
 class SyntheticDataset:
     "Synthetic samples, their labels and their history."
     def __init__(
@@ -28,6 +28,7 @@ class SyntheticDataset:
         mass: Tensor | None = None,     # (m,) share of the class's real samples in each cell
         weight: Tensor | None = None,   # (m,) share of the risk's weight that cell got
         provenance: dict | None = None, # plain values, as JSON can hold them
+        soft: Tensor | None = None,     # (m, n_classes) label probabilities to train on; None: train on `y`
     ):
         x,y,mean,std = (torch.as_tensor(t).detach().cpu() for t in (x, y, mean, std))
         x,y,mean,std = x.float(),y.long(),mean.float().flatten(),std.float().flatten()
@@ -42,7 +43,9 @@ class SyntheticDataset:
         self.x,self.y,self.mean,self.std = x,y,mean,std
         self.classes = [str(c) for c in (classes if classes is not None else range(int(y.max()) + 1))]
         if y.min() < 0 or y.max() >= len(self.classes): raise ValueError(f'y holds the label {int(y.min() if y.min() < 0 else y.max())}, but there are {len(self.classes)} classes')
-        self.initial,self.mass,self.weight = (t if t is None else t.detach().cpu().float() for t in (initial, mass, weight))
+        if soft is not None and soft.shape != (len(y), len(self.classes)): raise ValueError(f'soft has shape {tuple(soft.shape)}, expected {(len(y), len(self.classes))}')
+        if soft is not None and not (torch.isfinite(soft).all() and (soft >= 0).all() and torch.allclose(soft.float().sum(1), torch.ones(len(y), device=soft.device), atol=1e-3)): raise ValueError('soft: expected probabilities, non-negative and adding up to 1 for each sample')
+        self.initial,self.mass,self.weight,self.soft = (t if t is None else t.detach().cpu().float() for t in (initial, mass, weight, soft))
         self.provenance = json.loads(json.dumps(provenance or {}))
 
     def __len__(self): return len(self.x)
@@ -61,14 +64,14 @@ class SyntheticDataset:
         return x * self.std.view(shape) + self.mean.view(shape)
 
     def hash(self) -> str:
-        "SHA-256 of samples, labels and normalisation."
+        "SHA-256 of samples, labels, soft labels and normalisation."
         h = hashlib.sha256(repr(tuple(self.x.shape)).encode())
-        for t in (self.x, self.y, self.mean, self.std): h.update(t.contiguous().numpy().tobytes())
+        for t in filter(lambda t: t is not None, (self.x, self.y, self.mean, self.std, self.soft)): h.update(t.contiguous().numpy().tobytes())
         return h.hexdigest()
 
-# %% ../nbs/40_synthetic.ipynb #e9bc52db
+# %% ../nbs/40_synthetic.ipynb #499b5013
 FORMAT = 1
-_TENSORS = ('x', 'y', 'mean', 'std', 'initial', 'mass', 'weight')
+_TENSORS = ('x', 'y', 'mean', 'std', 'initial', 'mass', 'weight', 'soft')
 
 def save(
     s: SyntheticDataset,

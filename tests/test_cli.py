@@ -156,7 +156,7 @@ def test_the_saved_sets_say_where_they_come_from(demo, report):
         s = load(demo/'runs'/f'{m}-seed0'/'synthetic.safetensors')
         assert s.provenance['method'] in (m, 'custom') and s.provenance['seed'] == 0 and s.provenance['data_hash'] == report['config']['train_hash'] == data.load('digits', 'minority').train.hash()
         rows = [json.loads(line) for line in (demo/'runs'/f'{m}-seed0'/'metrics.jsonl').read_text().splitlines()]
-        assert [r['step'] for r in rows] == list(range(1, (2 if METHODS[m].matcher else 0) + 1))
+        assert [r['step'] for r in rows] == list(range(1, (2 if METHODS[m].objective else 0) + 1))
 
 
 def test_the_page_needs_no_network(demo):
@@ -287,7 +287,7 @@ def test_a_mistake_in_a_real_process(tmp_path):
     (['toy.npz', '--lr', 'nan'], ['lr']), (['toy.npz', '--lr', '0'], ['lr']), (['toy.npz', '--device', 'cuda:77'], ['cuda:77', 'cpu']), (['toy.npz', '--device', 'abacus'], ['abacus']),
     (['digits', '--share', '2'], ['share', '2']), (['digits', '--share', 'nan'], ['share']), (['toy.npz', '--set', 'stepz=1'], ['stepz', 'steps']), (['toy.npz', '--set', 'steps'], ['name=value']), (['toy.npz', '--set', '=3'], ['name=value']),
     (['toy.npz', '--set', 'steps=many'], ['steps', 'many']), (['toy.npz', '--set', 'batch=[1]'], ['batch']), (['toy.npz', '--set', 'network=foo'], ['foo', 'convnet']), (['toy.npz', '--set', 'augment=flipp'], ['flipp']),
-    (['toy.npz', '--set', 'matcher=gradient'], ['matcher']), (['toy.npz', '--set', 'risk=3'], ['risk']), (['toy.npz', '--method', 'kmeans', '--steps', '3'], ['steps=3', 'matcher']), (['toy.npz', '--set', 'width=0'], ['width']), (['toy.npz', '--out', 'toy.npz'], ['toy.npz']), (['toy.npz', '--out', 'toy.npz/run'], ['toy.npz']),
+    (['toy.npz', '--set', 'objective=gradient'], ['objective']), (['toy.npz', '--set', 'risk=3'], ['risk']), (['toy.npz', '--method', 'kmeans', '--steps', '3'], ['steps=3', 'objective']), (['toy.npz', '--set', 'width=0'], ['width']), (['toy.npz', '--out', 'toy.npz'], ['toy.npz']), (['toy.npz', '--out', 'toy.npz/run'], ['toy.npz']),
     (['toy.npz', '--out', 'full'], ['full', 'not empty']), (['empty'], ['empty']), (['notes'], ['notes']),
 ], ids=' '.join)
 def test_distill_refuses(argv, words, call, tmp_path):

@@ -44,7 +44,7 @@ def toy(n=45, classes=3, groups=True, seed=0, shape=(1, 8, 8)):
 def small(name, **changes):
     "A named method at toy size; `random` and `kmeans` have nothing to shrink."
     m = METHODS[name]
-    return dataclasses.replace(m, **(dict(steps=STEPS, width=4, batch=8, network_batch=16, network_life=min(m.network_life, 4)) | changes) if m.matcher else {})
+    return dataclasses.replace(m, **(dict(steps=STEPS, width=4, batch=8, network_batch=16, network_life=min(m.network_life, 4)) | changes) if m.objective else {})
 
 
 def run(method, data=None, out=None, seed=0, ipc=2, **kw):
@@ -219,7 +219,7 @@ def test_the_seed_decides(name):
     a, b, c = (run(name, seed=s, ipc=5) for s in (3, 3, 4))
     assert same(a, b)
     assert not torch.equal(a.x, c.x)
-    if METHODS[name].matcher: assert not torch.equal(a.x, run(small(name, steps=STEPS + 1), seed=3, ipc=5).x)
+    if METHODS[name].objective: assert not torch.equal(a.x, run(small(name, steps=STEPS + 1), seed=3, ipc=5).x)
 
 
 @every_method
@@ -253,7 +253,7 @@ def test_numpy_integers_are_integers(tmp_path):
 @given(seed=st.integers(0, 1000), n_groups=st.integers(1, 5))
 def test_group_ids_never_influence(method, seed, n_groups):
     name, m = method
-    m = dataclasses.replace(m, steps=2, width=4, batch=8, network_batch=16) if m.matcher else m
+    m = dataclasses.replace(m, steps=2, width=4, batch=8, network_batch=16) if m.objective else m
     plain = toy(groups=False)
     ids = torch.randint(n_groups, (len(plain),), generator=torch.Generator().manual_seed(seed))
     grouped = GroupedDataset(plain.x, plain.y, ids, groups=[str(i) for i in range(n_groups)], mean=plain.mean, std=plain.std)
@@ -288,13 +288,13 @@ def test_the_result_says_what_it_is(name, tmp_path):
     real = {tuple(v.flatten().tolist()): c for v, c in zip(data.x, data.y.tolist())}
     assert [real[tuple(v.flatten().tolist())] for v in s.initial] == s.y.tolist()      # real samples of the right class, all different
     assert len({tuple(v.flatten().tolist()) for v in s.initial}) == len(s)
-    assert torch.equal(s.x, s.initial) == (METHODS[name].matcher is None)
+    assert torch.equal(s.x, s.initial) == (METHODS[name].objective is None)
 
 
 @every_method
 def test_mass_is_the_share_of_the_class(name):
     data, run_ = toy(), Distiller(toy(), small(name), 2, 0, 'cpu')
-    if METHODS[name].matcher: run_.step()
+    if METHODS[name].objective: run_.step()
     with torch.no_grad(): run_.images.mul_(.5).add_(run_.images.flip(0), alpha=.3)            # far from where they started
     s = run_.result(None, data.mean, data.std)
     x, y = data.x.flatten(1).double().numpy(), data.y.numpy()
@@ -426,13 +426,13 @@ def test_data_of_the_wrong_kind(tmp_path):
 
 @pytest.mark.parametrize('changes, word', [
     (dict(risk='cvar(tail=0.2)', risk_at=None), 'place'), (dict(risk=None), 'place'), (dict(risk_at='pixels'), 'network, target, distance'), (dict(risk='cvr(.2)'), 'cvar'), (dict(risk='cvar(2)'), 'tail'),
-    (dict(risk=3), 'risk'), (dict(risk=[]), 'risk'), (dict(cells='voronoi'), 'synthetic, initial'), (dict(init='noise'), 'kmeans, random'), (dict(matcher='gradient'), 'matcher'), (dict(matcher=7), 'matcher'),
+    (dict(risk=3), 'risk'), (dict(risk=[]), 'risk'), (dict(cells='voronoi'), 'synthetic, initial'), (dict(init='noise'), 'kmeans, random'), (dict(objective='gradient'), 'objective'), (dict(objective=7), 'objective'),
     (dict(steps=-1), 'steps'), (dict(steps='abc'), 'steps'), (dict(steps=2.5), 'steps'), (dict(steps=None), 'steps'), (dict(steps=[1]), 'steps'), (dict(lr=0), 'lr'), (dict(lr=-1.), 'lr'), (dict(lr='x'), 'lr'),
     (dict(lr=float('nan')), 'lr'), (dict(lr=float('inf')), 'lr'), (dict(momentum=-1), 'momentum'), (dict(momentum=1.5), 'momentum'), (dict(batch=0), 'batch'), (dict(batch='x'), 'batch'), (dict(batch=2.5), 'batch'),
     (dict(network_life=0), 'network_life'), (dict(network_life=1.5), 'network_life'), (dict(network_steps=-1), 'network_steps'), (dict(network_lr=-1), 'network_lr'), (dict(network_lr='a'), 'network_lr'),
     (dict(network_batch=0), 'network_batch'), (dict(width=0), 'width'), (dict(width=-4), 'width'), (dict(width='x'), 'width'), (dict(network='convnett'), 'convnet, mlp'), (dict(network=3), 'convnet, mlp'),
     (dict(augment='flipp'), 'flipp'), (dict(augment=3), 'augment'), (dict(cells='kmeans', cells_per_class=-3), 'cells_per_class'), (dict(cells='kmeans', cells_per_class=16), 'cells_per_class'),
-    (dict(risk_at='network', network_steps=0), 'network_steps'), (dict(risk=TwoLevel(Mean(), Mean()), risk_at='distance'), 'distance'), (dict(matcher=None, risk=None, risk_at=None, steps=3), 'matcher'), (dict(stepz=3), 'stepz'), (dict(ipc_=3), 'ipc_'),
+    (dict(risk_at='network', network_steps=0), 'network_steps'), (dict(risk=TwoLevel(Mean(), Mean()), risk_at='distance'), 'distance'), (dict(objective=None, risk=None, risk_at=None, steps=3), 'objective'), (dict(stepz=3), 'stepz'), (dict(ipc_=3), 'ipc_'),
 ], ids=str)
 def test_settings_that_cannot_be_meant(changes, word, tmp_path):
     refused(tmp_path, lambda out: run('rdd-distance', out=out, **changes), word)

@@ -14,9 +14,13 @@ import rdd_nb.matching
 from rdd_nb.clustering import assign_nearest, class_kmeans_ids
 from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import METHODS, Distiller, Method
-from rdd_nb.matching import Cells, DistributionMatching, GradientMatching, blocks, cell_gradients, class_weights, matching_loss, within_cells
+from rdd_nb.matching import Batch, Cells, DistributionMatching, GradientMatching, blocks, cell_gradients, class_weights, within_cells
 from rdd_nb.models import Classifier, convnet
 from rdd_nb.risk import CVaR, Mean, Risk, TwoLevel, WorstCase
+
+
+def matching_loss(matcher, net, x, y, sizes, sx, sy, risk=None, risk_at=None, cells=None):
+    return matcher.loss(net, Batch(x, y, sx, sy, len(sizes), cells=cells), risk, risk_at)
 
 F64 = torch.float64
 MATCHERS = [DistributionMatching(), GradientMatching('cosine'), GradientMatching('l2'), GradientMatching('l1')]
@@ -428,8 +432,8 @@ def np_matching_loss(run, data, images, risk_weights, place):
     class_equal = lambda labels: 1 / np.bincount(labels)[labels]
     if place == 'target':
         q = np.concatenate([risk_weights(None, ids[y == c]) for c in range(2)])
-        real, synthetic = np_statistic(m.matcher, net, x, y, q, y, 2), np_statistic(m.matcher, net, s, sy, class_equal(sy), sy, 2)
-        return sum(np_distance(m.matcher, a, b) for a, b in zip(real, synthetic))
+        real, synthetic = np_statistic(m.objective, net, x, y, q, y, 2), np_statistic(m.objective, net, s, sy, class_equal(sy), sy, 2)
+        return sum(np_distance(m.objective, a, b) for a, b in zip(real, synthetic))
     answer = {'groups': None, 'kmeans': None}.get(m.cells, np.arange(len(sy)))
     distances = []
     for k in np.unique(ids):
@@ -558,7 +562,7 @@ def test_unknown_metric():
     with pytest.raises(ValueError, match='cosine, l2, l1'): GradientMatching('angle')
 
 
-@pytest.mark.parametrize('name', [k for k, m in METHODS.items() if m.matcher])
+@pytest.mark.parametrize('name', [k for k, m in METHODS.items() if m.objective])
 def test_named_methods_step_on_three_channels(name):
     "Every named method on colour images with classes of different sizes, one of them smaller than the batch."
     y = torch.arange(3).repeat_interleave(torch.tensor([9, 5, 4]))
