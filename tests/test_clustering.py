@@ -353,3 +353,72 @@ def test_cuda_agrees():
     y, cy = torch.arange(5000) % 5, torch.arange(50) % 5
     for f in (assign_nearest, assign_balanced): assert (f(x, x[:50], y, cy)[0] == f(x.cuda(), x[:50].cuda(), y, cy)[0].cpu()).float().mean() > .999
     assert torch.equal(class_medoids(x, y, 4), class_medoids(x.cuda(), y.cuda(), 4))
+
+
+# Choices and weights
+
+@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=8), share=st.floats(.01, 1))
+def test_places_are_within_one_of_the_share(sizes, share):
+    sizes, n = torch.tensor(sizes), max(1, int(share * sum(sizes)))
+    places = torch.tensor(clustering._places(sizes, n))
+    assert places.sum() == n and (places <= sizes).all()
+    assert ((places - n * sizes / sizes.sum()).abs() < 1 + 1e-6).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), ipc=st.integers(1, 12), n_groups=st.integers(1, 5))
+def test_group_balanced_is_as_equal_as_there_are_samples(seed, ipc, n_groups):
+    gen = generator(seed, 'groups')
+    y = torch.randint(3, (120,), generator=gen)
+    group = (torch.rand(120, generator=gen)**3 * n_groups).long()
+    chosen = clustering.group_balanced_per_class(y, group, ipc, seed)
+    assert torch.equal(y[chosen], torch.arange(3).repeat_interleave(ipc)) and len(chosen.unique()) == 3 * ipc
+    for c in range(3):
+        got = group[chosen[y[chosen] == c]].bincount(minlength=n_groups)
+        there = group[y == c].bincount(minlength=n_groups)
+        unfilled = got[got < there]                      # groups that could have given more got as many as any, to within one
+        assert len(unfilled) == 0 or unfilled.min() >= got.max() - 1
+
+
+def test_choices_depend_on_the_seed_and_on_nothing_else():
+    x, y = blobs(0, n=300), torch.arange(300) % 3
+    for how in clustering.CHOICES:
+        one = clustering.choose(how, x, y, 5, 1, group=y * 0)
+        torch.manual_seed(3)
+        assert torch.equal(one, clustering.choose(how, x, y, 5, 1, group=y * 0))
+        assert how == 'herding' or not torch.equal(one, clustering.choose(how, x, y, 5, 2, group=y * 0))
+    assert torch.equal(clustering.choose('herding', x, y, 5), herding(x, y, 5))
+    assert torch.equal(clustering.choose('k-center', x, y, 5, 4), k_center_greedy(x, y, 5, 4))
+
+
+def test_stratified_with_more_and_fewer_clusters_than_places():
+    x, y = blobs(1, n=200), torch.arange(200) % 2
+    for k in (1, 2, 30):
+        chosen = clustering.stratified_per_class(x, y, 6, k=k)
+        assert torch.equal(y[chosen], torch.arange(2).repeat_interleave(6)) and len(chosen.unique()) == 12
+    with pytest.raises(ValueError, match='k=150 is more than the 100 samples of class 0'): clustering.stratified_per_class(x, y, 6, k=150)
+
+
+@pytest.mark.parametrize('bandwidth', [.5, 3., 20.])
+@pytest.mark.parametrize('offset', [0., 1000.])
+def test_density_weights_against_scikit_learn(bandwidth, offset):
+    from sklearn.neighbors import KernelDensity
+    x, y = blobs(2, n=300, offset=offset).double(), torch.arange(300) % 3
+    p = clustering.density_weights(x, y, bandwidth, chunk_mb=.02)
+    for c in range(3):
+        own = x[y == c].numpy()
+        score = KernelDensity(bandwidth=bandwidth).fit(own).score_samples(own)
+        expected = np.exp(-(score - score.min()))
+        np.testing.assert_allclose(p[y == c].numpy(), expected / expected.sum(), rtol=1e-4)
+
+
+def test_density_weights_are_bounded_and_see_features():
+    x, y = torch.cat([torch.zeros(99, 3), torch.full((1, 3), 50.)]), torch.zeros(100, dtype=torch.long)
+    p = clustering.density_weights(x, y, 1.)
+    assert p[99] / p[0] == pytest.approx(99, rel=1e-4)              # alone, against 99 copies
+    x, y = blobs(4, n=100), torch.arange(100) % 2
+    assert torch.allclose(clustering.density_weights(x, y, 3., features=lambda x: x * 3), clustering.density_weights(x * 3, y, 3.))
+    one = clustering.density_weights(x[:3], torch.tensor([0, 1, 1]))
+    assert one[0] == 1 and torch.allclose(one[1:], torch.tensor([.5, .5]))
+    with pytest.raises(ValueError, match='y has 99 labels'): clustering.density_weights(x, y[1:])
+    with pytest.raises(ValueError, match='bandwidth=nan'): clustering.density_weights(x, y, float('nan'))
