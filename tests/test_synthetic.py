@@ -278,3 +278,14 @@ def test_pictures_where_classes_are_missing(tmp_path):
 def test_repr():
     assert repr(example()) == 'SyntheticDataset of 6 samples (1, 4, 4), 3 classes, by rdd-distance'
     assert 'by' not in repr(example(provenance={}))
+
+
+def test_soft_labels_are_kept_hashed_and_checked(tmp_path):
+    x, y, one = torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 0, 1]), torch.ones(1)
+    soft = torch.tensor([[.9, .1], [.2, .8], [.6, .4], [0., 1.]])
+    s = SyntheticDataset(x, y, 0 * one, one, soft=soft)
+    save(s, tmp_path/'s.safetensors')
+    back = load(tmp_path/'s.safetensors')
+    assert torch.equal(back.soft, soft) and back.hash() == s.hash() != SyntheticDataset(x, y, 0 * one, one).hash()
+    for bad in (soft[:3], soft[:, :1], soft * 2, soft - .5, soft * float('nan')):
+        with pytest.raises(ValueError, match='soft'): SyntheticDataset(x, y, 0 * one, one, soft=bad)
