@@ -26,7 +26,7 @@ from rdd_nb.risk import CVaR, GroupDRO, Mean, Regret, TwoLevel
 from rdd_nb.synthetic import load
 
 STEPS = 6
-TENSORS = ('x', 'y', 'mean', 'std', 'initial', 'mass', 'weight')
+TENSORS = ('x', 'y', 'mean', 'std', 'initial', 'mass', 'weight', 'soft')
 FILES = {'config.json', 'images.png', 'metrics.jsonl', 'synthetic.safetensors'}
 every_method = pytest.mark.parametrize('name', METHODS)
 
@@ -426,7 +426,7 @@ def test_data_of_the_wrong_kind(tmp_path):
 
 @pytest.mark.parametrize('changes, word', [
     (dict(risk='cvar(tail=0.2)', risk_at=None), 'place'), (dict(risk=None), 'place'), (dict(risk_at='pixels'), 'network, target, distance'), (dict(risk='cvr(.2)'), 'cvar'), (dict(risk='cvar(2)'), 'tail'),
-    (dict(risk=3), 'risk'), (dict(risk=[]), 'risk'), (dict(cells='voronoi'), 'synthetic, initial'), (dict(init='noise'), 'kmeans, random'), (dict(objective='gradient'), 'objective'), (dict(objective=7), 'objective'),
+    (dict(risk=3), 'risk'), (dict(risk=[]), 'risk'), (dict(cells='voronoi'), 'synthetic, initial'), (dict(init='noise'), 'random, kmeans'), (dict(objective='gradient'), 'objective'), (dict(objective=7), 'objective'),
     (dict(steps=-1), 'steps'), (dict(steps='abc'), 'steps'), (dict(steps=2.5), 'steps'), (dict(steps=None), 'steps'), (dict(steps=[1]), 'steps'), (dict(lr=0), 'lr'), (dict(lr=-1.), 'lr'), (dict(lr='x'), 'lr'),
     (dict(lr=float('nan')), 'lr'), (dict(lr=float('inf')), 'lr'), (dict(momentum=-1), 'momentum'), (dict(momentum=1.5), 'momentum'), (dict(batch=0), 'batch'), (dict(batch='x'), 'batch'), (dict(batch=2.5), 'batch'),
     (dict(network_life=0), 'network_life'), (dict(network_life=1.5), 'network_life'), (dict(network_steps=-1), 'network_steps'), (dict(network_lr=-1), 'network_lr'), (dict(network_lr='a'), 'network_lr'),
@@ -558,8 +558,8 @@ class Payload:
 def test_a_checkpoint_that_is_none(tmp_path):
     path = stopped(tmp_path/'run')
     state, raw = torch.load(path, weights_only=True), path.read_bytes()
-    images = state['images']
-    foreign = [[1, 2], None, 5, 'text', torch.zeros(3), {}, dict(step=1), state | dict(history=[1.]), state | dict(images=images[:1]), state | dict(images=images[:2]), state | dict(images=None),
+    images = state['stored'][0]
+    foreign = [[1, 2], None, 5, 'text', torch.zeros(3), {}, dict(step=1), state | dict(history=[1.]), state | dict(stored=[images[:1]]), state | dict(stored=[]), state | dict(stored=None),
                state | dict(optimizer={}), state | dict(network={}), {k: v for k, v in state.items() if k != 'seconds'}, state | dict(weight=state['weight'][:2]), state | dict(step='a')]
     contents = [lambda p, o=o: torch.save(o, p) for o in foreign]
     contents += [lambda p, n=n: p.write_bytes(raw[:n]) for n in (0, 1, 100, len(raw) // 2, len(raw) - 100, len(raw) - 1)]
@@ -588,9 +588,9 @@ def test_state_survives_a_round_trip():
     a = Distiller(toy(), small('rdd-network'), 2, 0, 'cpu')
     for _ in range(3): a.step()
     state = a.state_dict()
-    kept = state['images'].clone()
+    kept = state['stored'][0].clone()
     losses = [a.step() for _ in range(3)]
-    assert torch.equal(state['images'], kept)
+    assert torch.equal(state['stored'][0], kept)
     b = Distiller(toy(), small('rdd-network'), 2, 0, 'cpu')
     b.load_state_dict(state)
     assert [b.step() for _ in range(3)] == losses and torch.equal(a.images, b.images) and a.history == b.history and torch.equal(a.weight, b.weight)
@@ -612,3 +612,50 @@ def test_zero_steps_is_the_start():
     for name in METHODS:
         s = run(small(name, steps=0))
         assert torch.equal(s.x, s.initial) and (s.weight is None or not s.weight.any())
+
+
+# Labels, optimisers, spaces for the clusters
+
+@pytest.mark.parametrize('name, changes', [('gradient', dict(labels='learned')), ('rdd-target', dict(labels='learned')), ('rdd-distance', dict(labels='teacher', teacher_steps=20)),
+                                           ('gradient', dict(optimizer='adam', lr=.01)), ('rdd-target', dict(cells_in='errors', cells_steps=5)), ('rdd-distance', dict(cells_in='features', cells_steps=5)),
+                                           ('rdd-network', dict(cells_in='errors', cells_steps=5)), ('rdd-distance', dict(init='herding')), ('rdd-target', dict(init='k-center'))], ids=str)
+def test_variants_resume_exactly(name, changes, tmp_path):
+    method = small(name, **changes)
+    whole, step = run(method), Distiller.step
+    def interrupted(self):
+        if self.step_number == 3: raise KeyboardInterrupt
+        return step(self)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Distiller, 'step', interrupted)
+        with pytest.raises(KeyboardInterrupt): run(method, out=tmp_path/'a', checkpoint_every=1)
+    resumed = run(method, out=tmp_path/'a', resume=True)
+    assert resumed.hash() == whole.hash() == load(tmp_path/'a'/'synthetic.safetensors').hash() != run(name).hash()
+    assert all(resumed.provenance['settings'][k] == v for k, v in changes.items())
+
+
+def test_learned_labels_are_probabilities_that_move_and_hard_labels_stay():
+    plain, soft = run(small('gradient')), run(small('gradient', labels='learned', label_lr=20.))
+    assert plain.soft is None
+    start = (5 * torch.nn.functional.one_hot(soft.y, 3).float()).softmax(1)
+    assert torch.allclose(soft.soft.sum(1), torch.ones(len(soft)), atol=1e-5) and (soft.soft - start).abs().max() > 1e-4
+    assert soft.provenance['bytes'] == 4 * soft.x.numel() + 4 * soft.soft.numel() and plain.provenance['bytes'] == 4 * plain.x.numel() + len(plain)
+
+
+def test_a_teacher_knows_the_classes_and_leaves_the_images_alone():
+    hard, taught = (run(small('rdd-distance', labels=k, teacher_steps=150, network_lr=.1)) for k in ('hard', 'teacher'))
+    assert torch.equal(hard.x, taught.x) and taught.soft.argmax(1).eq(taught.y).float().mean() > .6
+    assert not torch.equal(taught.soft, taught.soft.round())
+
+
+def test_labels_without_a_use_are_refused(tmp_path):
+    for method in ('distribution', 'kmeans'):
+        with pytest.raises(ValueError, match='labels') as e: run(method, out=tmp_path/'out', labels='learned') if method == 'kmeans' else run(small(method, labels='learned'))
+        assert one_line(e)
+    with pytest.raises(ValueError, match='hard, learned, teacher'): as_method('gradient', labels='smooth')
+
+
+def test_clusters_of_errors_are_those_of_an_early_network():
+    data = toy(90)
+    ids = {k: Distiller(data, small('rdd-target', cells_in=k, cells_steps=10), 2, 0, 'cpu').cells for k in ('pixels', 'features', 'errors')}
+    assert all(v.shape == (90,) and torch.equal(v // 3, data.y) for v in ids.values())
+    assert not torch.equal(ids['pixels'], ids['errors']) and not torch.equal(ids['features'], ids['errors'])

@@ -16,6 +16,7 @@ from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import METHODS, Distiller, Method
 from rdd_nb.matching import Batch, Cells, DistributionMatching, GradientMatching, blocks, cell_gradients, class_weights, within_cells
 from rdd_nb.models import Classifier, convnet
+from rdd_nb.priors import Pixels
 from rdd_nb.risk import CVaR, Mean, Risk, TwoLevel, WorstCase
 
 
@@ -99,7 +100,7 @@ def test_gradient_on_the_network_is_that_of_finite_differences(kind, risk, monke
     data = GroupedDataset(x.float(), y, group=torch.arange(len(y)) % 2, groups=['a', 'b'])
     run = Distiller(data, Method(GradientMatching(), risk, 'network', cells=kind, steps=5, network_steps=1, network_lr=.1, network_batch=12), IPC, 0, 'cpu')
     run.x, seen, clusters = run.x.double(), [], run.clusters
-    run.images = run.images.detach().double().requires_grad_(True)
+    run.stored = Pixels().begin(run.images.double())
     run.clusters = lambda index: (seen.append(index), clusters(index))[1]
     before = [p.detach().clone() for p in run.network.parameters()]
     run._train_network()
