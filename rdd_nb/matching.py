@@ -22,7 +22,7 @@ class Cells(NamedTuple):
     owner: Tensor                    # (n_cells,) the class each cell belongs to
     synthetic: Tensor | None = None  # (m,) the cell each synthetic sample answers for; None: a cell is answered by its whole class
 
-# %% ../nbs/35_matching.ipynb #b162b46f
+# %% ../nbs/35_matching.ipynb #2519ed40
 @dataclass
 class Batch:
     "Real and synthetic samples of one step."
@@ -36,6 +36,7 @@ class Batch:
     p: Tensor | None = None      # (n,) base weights adding up to 1 in each class; None: equal
     index: Tensor | None = None  # (n,) which of all real samples these are
     generator: torch.Generator | None = None  # for objectives that draw something in a step
+    done: float = 0.             # share of the distillation that is behind
 
     @property
     def sizes(self) -> list: # real samples of each class
