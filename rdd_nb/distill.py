@@ -101,7 +101,7 @@ class Method:
         "The card as plain values, for JSON."
         return {f.name: v if isinstance(v := getattr(self, f.name), (str, int, float, type(None))) else repr(v) for f in dataclasses.fields(self)}
 
-# %% ../nbs/45_distill.ipynb #ec26b1ba
+# %% ../nbs/45_distill.ipynb #c650a41b
 _gradient = Method(GradientMatching(), steps=200, lr=.02, network_life=10, network_steps=2, network_lr=.05)
 _distribution = Method(DistributionMatching(), steps=200, lr=5., batch=256)
 _uniform = dict(risk=risks.TwoLevel(risks.Mean(), risks.Mean()), cells='kmeans', cells_per_class=3)
@@ -116,8 +116,8 @@ METHODS = {
     'gradient': _gradient,
     'distribution': _distribution,
     'trajectory': Method(TrajectoryMatching(), steps=200, lr=.01, optimizer='adam'),
-    'kernel': Method(KernelRidge(), steps=200, lr=.03, optimizer='adam', network_life=10, network_steps=2, network_lr=.05),
-    'unrolled': Method(Unrolled(), steps=200, lr=.03, optimizer='adam'),
+    'kernel': Method(KernelRidge(), steps=200, lr=.01, optimizer='adam', network_life=10, network_steps=2, network_lr=.05),
+    'unrolled': Method(Unrolled(steps=20, lr=.1), steps=100, lr=.003, optimizer='adam'),
     'rdd-network': dataclasses.replace(_gradient, risk_at='network', **_uniform),
     'rdd-target': dataclasses.replace(_gradient, lr=.2, risk_at='target', **_uniform),
     'rdd-distance': dataclasses.replace(_distribution, risk_at='distance', **_mean_cvar),

@@ -254,10 +254,10 @@ def test_every_network_from_the_command_line(call):
 
 def test_help(call):
     code, out, _ = call('--help')
-    assert code == 0 and all(re.search(rf'^ +{c} +\w', out, re.M) for c in ('demo', 'distill', 'evaluate', 'report'))
+    assert code == 0 and all(re.search(rf'^ +{c} +\w', out, re.M) for c in ('demo', 'distill', 'evaluate', 'report', 'sweep', 'merge', 'pinn'))
     assert call('--version')[1].startswith('rdd-nb ')
     commands = next(a for a in parser()._actions if a.dest == 'command').choices
-    assert set(commands) == {'demo', 'distill', 'evaluate', 'report'}
+    assert set(commands) == {'demo', 'distill', 'evaluate', 'report', 'sweep', 'merge', 'pinn'}
     for name, command in commands.items():
         assert all(a.help for a in command._actions), name                     # every option says what it does
         code, out, _ = call(name, '--help')

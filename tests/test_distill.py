@@ -29,6 +29,7 @@ STEPS = 6
 TENSORS = ('x', 'y', 'mean', 'std', 'initial', 'mass', 'weight', 'soft')
 FILES = {'config.json', 'images.png', 'metrics.jsonl', 'synthetic.safetensors'}
 every_method = pytest.mark.parametrize('name', METHODS)
+TOLD = 'group-balanced', 'fairdd', 'cobra'      # the methods that are given the groups
 
 
 def toy(n=45, classes=3, groups=True, seed=0, shape=(1, 8, 8)):
@@ -218,7 +219,7 @@ def test_another_process_makes_the_same(other_process, name):
 def test_the_seed_decides(name):
     a, b, c = (run(name, seed=s, ipc=5) for s in (3, 3, 4))
     assert same(a, b)
-    assert not torch.equal(a.x, c.x)
+    assert torch.equal(a.x, c.x) == (name == 'herding')          # which leaves nothing to chance
     if METHODS[name].objective: assert not torch.equal(a.x, run(small(name, steps=STEPS + 1), seed=3, ipc=5).x)
 
 
@@ -247,7 +248,7 @@ def test_numpy_integers_are_integers(tmp_path):
 
 # Groups are for evaluation
 
-@pytest.mark.parametrize('method', [*METHODS.items(), *((f'{n} {c}', dataclasses.replace(METHODS[n], cells=c)) for n in ('rdd-network', 'rdd-target', 'rdd-distance') for c in ('synthetic', 'initial'))],
+@pytest.mark.parametrize('method', [*((n, m) for n, m in METHODS.items() if n not in TOLD), *((f'{n} {c}', dataclasses.replace(METHODS[n], cells=c)) for n in ('rdd-network', 'rdd-target', 'rdd-distance') for c in ('synthetic', 'initial'))],
                          ids=lambda m: m[0])
 @settings(max_examples=3)
 @given(seed=st.integers(0, 1000), n_groups=st.integers(1, 5))
@@ -260,9 +261,9 @@ def test_group_ids_never_influence(method, seed, n_groups):
     assert same(run(m, grouped), run(m, plain)) and same(run(m, grouped.without_groups()), run(m, plain))
 
 
-@pytest.mark.parametrize('name', ['rdd-network', 'rdd-target', 'rdd-distance'])
+@pytest.mark.parametrize('name', ['rdd-network', 'rdd-target', 'rdd-distance', *TOLD])
 def test_group_ids_influence_where_they_are_asked_for(name):
-    data, m = toy(), small(name, cells='groups')
+    data, m = toy(), small(name, **({} if name in TOLD else dict(cells='groups'))) if METHODS[name].objective else METHODS[name]
     other = GroupedDataset(data.x, data.y, (torch.arange(len(data)) // 3) % 2, groups=data.groups, mean=data.mean, std=data.std)
     assert not torch.equal(run(m, data).x, run(m, other).x)
     with pytest.raises(ValueError, match='group ids') as e: run(m, toy(groups=False))
@@ -426,7 +427,7 @@ def test_data_of_the_wrong_kind(tmp_path):
 
 @pytest.mark.parametrize('changes, word', [
     (dict(risk='cvar(tail=0.2)', risk_at=None), 'place'), (dict(risk=None), 'place'), (dict(risk_at='pixels'), 'network, target, distance'), (dict(risk='cvr(.2)'), 'cvar'), (dict(risk='cvar(2)'), 'tail'),
-    (dict(risk=3), 'risk'), (dict(risk=[]), 'risk'), (dict(cells='voronoi'), 'synthetic, initial'), (dict(init='noise'), 'random, kmeans'), (dict(objective='gradient'), 'objective'), (dict(objective=7), 'objective'),
+    (dict(risk=3), 'risk'), (dict(risk=[]), 'risk'), (dict(cells='voronoi'), 'synthetic, initial'), (dict(init='noise'), 'kmeans, random'), (dict(objective='gradient'), 'objective'), (dict(objective=7), 'objective'),
     (dict(steps=-1), 'steps'), (dict(steps='abc'), 'steps'), (dict(steps=2.5), 'steps'), (dict(steps=None), 'steps'), (dict(steps=[1]), 'steps'), (dict(lr=0), 'lr'), (dict(lr=-1.), 'lr'), (dict(lr='x'), 'lr'),
     (dict(lr=float('nan')), 'lr'), (dict(lr=float('inf')), 'lr'), (dict(momentum=-1), 'momentum'), (dict(momentum=1.5), 'momentum'), (dict(batch=0), 'batch'), (dict(batch='x'), 'batch'), (dict(batch=2.5), 'batch'),
     (dict(network_life=0), 'network_life'), (dict(network_life=1.5), 'network_life'), (dict(network_steps=-1), 'network_steps'), (dict(network_lr=-1), 'network_lr'), (dict(network_lr='a'), 'network_lr'),
