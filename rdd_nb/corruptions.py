@@ -153,7 +153,7 @@ def as_corruptions(
     for n in names: _find(n)
     return {n: partial(corrupt, name=n) for n in dict.fromkeys(names)}
 
-# %% ../nbs/52_corruptions.ipynb #2cd386fd
+# %% ../nbs/52_corruptions.ipynb #4d1f9ef6
 def show_corruptions(
     image: Tensor,  # (C, H, W) pixels in [0, 1]
     names=None,     # keys of `LADDER`; None: all
@@ -163,11 +163,11 @@ def show_corruptions(
     import matplotlib.pyplot as plt
     names = list(names or LADDER)
     if axes is None: _,axes = plt.subplots(len(names), 6, figsize=(4.2, .62 * len(names)), dpi=80, squeeze=False, layout='constrained')
-    for row, name in zip(axes, names):
+    for i, (row, name) in enumerate(zip(axes, names)):
         for s, ax in enumerate(row):
             shown = image if not s else corrupt(image[None], f'{name}-{s}')[0]
             ax.imshow(shown[:3].permute(1, 2, 0) if len(shown) >= 3 else shown[0], cmap='gray', vmin=0, vmax=1, interpolation='nearest')
             ax.set(xticks=[], yticks=[]); ax.spines[:].set(color='0.7', linewidth=.5)
-            if row is axes[0]: ax.set_title(str(s) if s else 'clean', fontsize=8, pad=2)
+            if not i: ax.set_title(str(s) if s else 'clean', fontsize=8, pad=2)
         row[0].set_ylabel(name, fontsize=8, rotation=0, ha='right', va='center')
     return axes

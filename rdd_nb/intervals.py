@@ -6,23 +6,30 @@
 __all__ = ['METRICS', 'STATISTICS', 'wilson', 'chance_of_minimum', 'minimum_interval', 'interval', 'summarise', 'paired',
            'bootstrap', 'variance_components', 'recipe_differences', 'check_comparable']
 
-# %% ../nbs/47_intervals.ipynb #cd1e3fa1
+# %% ../nbs/47_intervals.ipynb #80372995
 import math
 from collections.abc import Callable
+from functools import lru_cache
 import numpy as np
 from scipy import stats
 
 # %% ../nbs/47_intervals.ipynb #331a5627
 from .core import generator
 
-# %% ../nbs/47_intervals.ipynb #2c6fe2a3
+# %% ../nbs/47_intervals.ipynb #51543698
+@lru_cache
+def _normal(p): return float(stats.norm.ppf(p))
+
+@lru_cache
+def _student(p, free): return float(stats.t.ppf(p, free))
+
 def wilson(
     correct: float, # how many were right
     n: float,       # of how many
     confidence=.95,
 ) -> tuple: # (low, high)
     "Wilson's interval for a proportion (Wilson 1927)."
-    z = float(stats.norm.ppf(.5 + confidence / 2))
+    z = _normal(.5 + confidence / 2)
     p,d = correct / n,1 + z * z / n
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0., (p + z * z / (2 * n) - half) / d),min(1., (p + z * z / (2 * n) + half) / d)
@@ -46,11 +53,11 @@ def minimum_interval(
     each = [wilson(a * n, n, confidence ** (1 / len(list(counts)))) for a, n in zip(accuracy, counts)]
     return min(low for low, _ in each),min(high for _, high in each)
 
-# %% ../nbs/47_intervals.ipynb #83202e7d
+# %% ../nbs/47_intervals.ipynb #4c505dad
 def interval(values, confidence=.95) -> dict: # mean, low, high
     "Mean of the values and Student's t interval for it; without an interval for a single value."
     v = np.asarray(values, dtype=float)
-    half = float(stats.t.ppf(.5 + confidence / 2, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))) if len(v) > 1 else None
+    half = float(_student(.5 + confidence / 2, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))) if len(v) > 1 else None
     return dict(mean=float(v.mean()), low=None if half is None else float(v.mean() - half), high=None if half is None else float(v.mean() + half))
 
 # %% ../nbs/47_intervals.ipynb #fed3310a
@@ -86,7 +93,7 @@ def paired(
                 found.append(dict(method=method, baseline=base, metric=metric, difference=i['mean'], low=i['low'], high=i['high'], n_seeds=len(d), **{f'bootstrap_{k}': b[k] for k in ('low', 'high') if b}))
     return found
 
-# %% ../nbs/47_intervals.ipynb #33790437
+# %% ../nbs/47_intervals.ipynb #bfed3e58
 STATISTICS = dict(balanced=lambda m: m.mean(-1), min=lambda m: m.min(-1), gap=lambda m: m.max(-1) - m.min(-1))
 
 def bootstrap(
@@ -109,7 +116,7 @@ def bootstrap(
     means,resampled = zip(*[_resample(v[ids == g], draws, rng) for g in range(len(sizes))])
     estimate,free = float(f(np.array([means]))[0]),len(v) - len(sizes)
     if not free: return dict(estimate=estimate, low=None, high=None)
-    tail = stats.norm.cdf(stats.t.ppf(.5 - confidence / 2, free))
+    tail = .5 * math.erfc(-_student(.5 - confidence / 2, free) / math.sqrt(2))           # the normal distribution function
     low,high = np.quantile(f(np.stack(resampled, -1)), (tail, 1 - tail))
     return dict(estimate=estimate, low=float(low), high=float(high))
 
