@@ -1,0 +1,158 @@
+"Intervals against scipy and against simulations with a known truth."
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from rdd_nb.intervals import (bootstrap, chance_of_minimum, check_comparable, interval, minimum_interval, paired,
+                              recipe_differences, variance_components, wilson)
+
+
+def covered(interval_of, draw, truth, trials, seed=0):
+    rng = np.random.default_rng(seed)
+    ends = np.array([interval_of(draw(rng)) for _ in range(trials)])
+    return np.mean((ends[:, 0] <= truth + 1e-12) & (truth - 1e-12 <= ends[:, 1]))
+
+
+def ends(found): return found['low'], found['high']
+
+
+# Coverage: 95 % intervals hold the truth in 93 to 97 of 100 experiments
+
+@pytest.mark.parametrize('n', [3, 5, 10])
+def test_coverage_of_means_over_seeds(n):
+    assert .93 <= covered(lambda v: ends(interval(v)), lambda rng: rng.normal(.8, .03, n), .8, 3000) <= .97
+
+
+def test_coverage_of_paired_differences():
+    "The seed moves both methods; the difference is what is covered, by Student's interval and by the bootstrap over 20 seeds."
+    def rows(rng):
+        seed, noise = rng.normal(.7, .05, 20), rng.normal(0, .01, (2, 20))
+        return [dict(method=m, seed=s, accuracy=seed[s] + d + noise[k, s], group_accuracy={}) for k, (m, d) in enumerate((('kmeans', 0), ('rdd', .02))) for s in range(20)]
+    def both(rng):
+        d, = paired(rows(rng), ['kmeans'], ['accuracy'], draws=400)
+        return d['low'], d['high'], d['bootstrap_low'], d['bootstrap_high']
+    rng = np.random.default_rng(0)
+    found = np.array([both(rng) for _ in range(1000)])
+    for low, high in (found[:, :2].T, found[:, 2:].T): assert .93 <= np.mean((low <= .02) & (.02 <= high)) <= .97
+    unpaired = covered(lambda v: ends(interval(v)), lambda rng: rng.normal(.72, .05, 20), .72, 1500)
+    assert .93 <= unpaired <= .97 and np.median(found[:, 1] - found[:, 0]) < .02       # as a mean of one method would be six times as wide
+
+
+STRATA = np.repeat([0, 1, 2], [400, 200, 100])
+LEVEL = np.array([.92, .8, .6])
+
+
+@pytest.mark.parametrize('statistic, truth', [('mean', (STRATA.size, LEVEL[STRATA].mean())), ('balanced', (0, LEVEL.mean())), ('gap', (0, .32)), (lambda m: m[..., 2] / m[..., 0], (0, .6 / .92))],
+                         ids=['mean', 'balanced', 'gap', 'ratio'])
+def test_coverage_of_the_stratified_bootstrap(statistic, truth):
+    draw = lambda rng: (rng.random(STRATA.size) < LEVEL[STRATA]).astype(float)
+    assert .93 <= covered(lambda v: ends(bootstrap(v, STRATA, statistic, 500)), draw, truth[1], 1500) <= .97
+
+
+def test_coverage_of_the_difference_of_two_models_on_the_same_samples():
+    def draw(rng):
+        ease = rng.random(STRATA.size)
+        return (ease < LEVEL[STRATA]).astype(float) - (ease < LEVEL[STRATA] - .05).astype(float)
+    assert .93 <= covered(lambda v: ends(bootstrap(v, STRATA, 'mean', 500)), draw, .05, 1500) <= .97
+
+
+def test_coverage_of_the_true_minimum():
+    "At least the promised share, whether the groups are equal or one is far below; the interval of the lowest group does not do it."
+    for level in (np.full(20, .8), np.array([.6] + [.9] * 19)):
+        draw = lambda rng: rng.binomial(50, level) / 50
+        assert covered(lambda a: minimum_interval(a, [50] * 20), draw, level.min(), 600) >= .935
+    naive = covered(lambda a: wilson(a.min() * 50, 50), lambda rng: rng.binomial(50, .8, 20) / 50, .8, 600)
+    assert naive < .7
+
+
+# Formulas
+
+@settings(max_examples=50)
+@given(st.integers(1, 300), st.floats(0, 1), st.sampled_from([.8, .95, .99]))
+def test_wilson_is_that_of_scipy(n, share, confidence):
+    k = round(share * n)
+    expected = stats.binomtest(k, n).proportion_ci(confidence, method='wilson')
+    assert wilson(k, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@pytest.mark.parametrize('p, n', [([.7, .8, .9, .8], [20, 30, 50, 7]), ([.5, .95], [10, 200]), ([.8] * 15, [25] * 15)], ids=str)
+def test_chance_of_a_minimum_by_simulation(p, n):
+    rng, n = np.random.default_rng(0), np.array(n)
+    accuracy = np.round(np.array(p) * n) / n
+    pooled = (accuracy * n).sum() / n.sum()
+    lowest = (rng.binomial(n, pooled, (20_000, len(n))) / n).min(1)
+    assert chance_of_minimum(accuracy, n) == pytest.approx((lowest <= accuracy.min() + 1e-9).mean(), abs=.01)
+    assert chance_of_minimum([.3], [10]) == 1
+
+
+def test_bootstrap_of_means_is_the_normal_interval_for_many_values():
+    v = np.random.default_rng(0).normal(size=1000)
+    found = bootstrap(v, draws=4000)
+    assert found['estimate'] == pytest.approx(v.mean()) and ends(found) == pytest.approx((v.mean() - 1.96 * v.std() / 1000**.5, v.mean() + 1.96 * v.std() / 1000**.5), abs=.006)
+
+
+def test_strata_keep_their_sizes():
+    "Values that differ between the strata but not inside them leave nothing to chance; without strata there is plenty."
+    strata = np.array(['a'] * 30 + ['b'] * 3)
+    values = np.where(strata == 'a', 1., 0.)
+    found = bootstrap(values, strata)
+    assert found['low'] == pytest.approx(30 / 33) == found['high'] == found['estimate']
+    alone = bootstrap(values)
+    assert alone['high'] - alone['low'] > .1
+    assert bootstrap(values, strata, 'min')['estimate'] == 0 and bootstrap(values, strata, 'gap')['estimate'] == 1 and bootstrap(values, strata, 'balanced')['estimate'] == .5
+
+
+def test_bootstrap_is_reproducible_and_small_ones_are_wider_than_the_plain_quantiles():
+    v = np.random.default_rng(3).normal(size=6)
+    assert bootstrap(v) == bootstrap(v) != bootstrap(v, seed=1)
+    rng = np.random.default_rng(0)
+    plain = np.quantile(rng.choice(v, (4000, 6)).mean(1), (.025, .975))
+    found = bootstrap(v)
+    assert found['low'] < plain[0] and found['high'] > plain[1]
+    assert bootstrap([.5]) == dict(estimate=.5, low=None, high=None) == bootstrap([.5], ['a'])
+
+
+@pytest.mark.parametrize('args, word', [(([],), 'values'), (([1, float('nan')],), 'values'), (([[1, 2]],), 'values'), (([1, 2], [0]), 'strata'), (([1, 2], None, 'median'), 'median')], ids=str)
+def test_bootstrap_says_what_it_cannot_use(args, word):
+    with pytest.raises(ValueError, match=word) as e: bootstrap(*args)
+    assert '\n' not in str(e.value)
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 8), st.integers(2, 6), st.integers(0, 999))
+def test_variance_components_fit_the_analysis_of_variance(seeds, networks, seed):
+    v = np.random.default_rng(seed).normal(size=(seeds, networks)) + np.random.default_rng(seed + 1).normal(size=(seeds, 1))
+    found = variance_components(v)
+    f = stats.f_oneway(*v).statistic
+    if f >= 1: assert 1 + networks * found['between']**2 / found['within']**2 == pytest.approx(f)
+    else: assert found['between'] == 0
+    if f >= 1: assert found['error'] == pytest.approx(v.mean(1).std(ddof=1) / seeds**.5)      # as if one network per seed were all one had
+    assert found['mean'] == pytest.approx(v.mean()) and (found['n_seeds'], found['n_networks']) == (seeds, seeds * networks)
+
+
+def test_variance_components_of_unequal_numbers():
+    rng = np.random.default_rng(0)
+    sizes = [1, 2, 5, 3]
+    found = [variance_components([rng.normal() * .3 + rng.normal(size=k) * .1 for k in sizes]) for _ in range(2000)]
+    assert np.mean([f['within']**2 for f in found]) == pytest.approx(.01, rel=.06)
+    assert np.mean([f['between']**2 for f in found]) == pytest.approx(.09, rel=.1)
+    for bad in ([[1., 2.]], [[1.], [2.]], [[1., 2.], []]):
+        with pytest.raises(ValueError, match='values'): variance_components(bad)
+
+
+# The same recipe for all
+
+def test_recipes():
+    def row(method, labels='hard', networks=2, **training): return dict(method=method, labels=labels, networks=networks, training=dict(epochs=200, lr=.05, risk=None) | training)
+    same = [row('a'), row('b'), row('a')]
+    assert recipe_differences(same) == [] and check_comparable(same) is None
+    for other, word in ((row('c', epochs=300), 'epochs'), (row('c', lr=.1), 'lr'), (row('c', 'soft'), 'labels'), (row('c', networks=5), 'networks'), (row('c', risk='CVaR(tail=0.1)'), 'risk'), (row('c', precision='bfloat16') , None)):
+        differences = recipe_differences(same + [other])
+        assert len(differences) == (word is not None) and all(word in d and 'for c' in d for d in differences)
+        if word:
+            with pytest.raises(ValueError, match=word) as e: check_comparable(same + [other])
+            assert '\n' not in str(e.value)
+            check_comparable(same + [other], ignore=[word])
+    assert recipe_differences([dict(method='old', accuracy=.5)]) == [] == recipe_differences([])      # rows of earlier versions say nothing
