@@ -1,0 +1,219 @@
+"""Where does the risk help? Families of distillation x risks x places, on the digits with a hidden minority and on coloured MNIST.
+
+    python benchmarks/grid.py --work grid            # writes benchmarks/results/grid.json; more than an hour on one core
+    python benchmarks/grid.py --work grid --minutes 5 --only "digits/DM"    # a slice; rows that are there are not computed again
+
+Rows are named `family, risk, place`. Step sizes are chosen on validation data, for the
+digits shown in both looks as in tune.py; then five seeds are run and the test set is read once. Plain rows, rows
+with the true groups and baselines stand beside them. A row is known by those of its settings that are not the defaults of
+`Method`. Coloured MNIST needs the environment variable RDD_NB_DATA.
+"""
+import argparse, json, re, subprocess, time
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rdd_nb import data
+from rdd_nb.compare import FULL
+from rdd_nb.core import generator, read_json, versions, write_json
+from rdd_nb.distill import METHODS, Method, as_method, distill
+from rdd_nb.evaluation import Training, evaluate, fit_clusters, paired, summarise
+from tune import both_looks
+
+HERE = Path(__file__).parent
+SEEDS = range(5)
+PLACES = 'network', 'target', 'distance'
+RISKS = {                              # at the network and the target; over the distances of clusters
+    'uniform': ('twolevel(mean, mean)', 'mean'),
+    'CVaR': ('cvar(tail=0.5)', 'cvar(tail=0.5)'),
+    'two-level': ('twolevel(cvar(tail=0.5), 0.5*mean + 0.5*max)', '0.5*mean + 0.5*max'),
+}
+TRAINED = dict(network_life=10, network_steps=2, network_lr=.05)   # networks that learn between the updates
+
+
+@dataclass(frozen=True)
+class Family:
+    plain: Method
+    trained: dict         # what a risk on the network needs beside; {} where the networks are trained anyway
+    lrs: tuple            # step sizes to choose from
+    choice: tuple         # seeds of the choice: draws of the data on digits, of the distillation on coloured MNIST
+    cells: dict = None    # the clusters, settings of the method; None: three of each class, in pixels
+    places: tuple = PLACES
+    risks: tuple = tuple(RISKS)
+
+
+DISTRIBUTION, PIXELS, EARLY = METHODS['distribution'], dict(cells_per_class=3), dict(cells_per_class=4, cells_in='errors')
+FAMILIES = {
+    'digits': {
+        'DM': Family(DISTRIBUTION, TRAINED, (5., 20.), (10,)),
+        'KRR': Family(replace(METHODS['kernel'], steps=100), {}, (.01, .03), (10,)),
+        'DC': Family(replace(METHODS['gradient'], steps=60, lr=.05), {}, (.05, .5), (10,)),
+        'MTT': Family(replace(METHODS['trajectory'], steps=30, network_life=30, network_steps=1), {}, (.01, .03), (10,), places=PLACES[:2]),
+    },
+    'colour': {
+        'DM': Family(replace(DISTRIBUTION, steps=60, batch=64, width=32), TRAINED, (5., 20.), (10,), EARLY, PLACES[1:]),
+        'KRR': Family(replace(METHODS['kernel'], steps=60, width=32), {}, (.01, .03), (10,), EARLY, PLACES[1:2]),
+    },
+}
+BASELINES = {**{m: METHODS[m] for m in ('random', 'stratified', 'herding', 'k-center', 'kmeans', 'group-balanced')}, 'full': None, 'full-risk': None}
+
+
+@cache
+def digits(seed): return data.load('digits', seed=seed)
+
+
+@cache
+def colour(seed, train=5000, val=1000, test=2000):
+    "MNIST at 16 x 16 in the colours of the classes, 10 % of each class in another colour; a part of it."
+    splits = data.load('mnist', shift='colour', share=.1, seed=0, size=16)
+    part = lambda d, n, of: d.subset(torch.randperm(len(d), generator=generator(0, 'grid', of))[:n].sort().values)
+    return data.Splits(part(splits.train, train, 'train'), part(splits.val, val, 'val'), part(splits.test, test, 'test'))
+
+
+SETS = {'digits': (digits, Training()), 'colour': (colour, Training(width=32, epochs=100))}
+
+
+@cache
+def clusters(name):
+    splits = SETS[name][0](0)
+    return dict(cluster=fit_clusters(splits.train, splits.test))
+
+
+def variant(family, risk, place, lr):
+    "The family's method with a risk at a place; risk None: the plain one, with trained networks at the place 'network'."
+    m = replace(family.plain, lr=lr, **family.trained if place == 'network' else {})
+    if risk is None: return m
+    if risk == 'true groups': return replace(m, risk=RISKS['uniform'][place == 'distance'], risk_at=place, cells='groups')
+    where = PIXELS if risk.endswith('in pixels') else family.cells or PIXELS
+    return replace(m, risk=RISKS[risk.split(' in ')[0]][place == 'distance'], risk_at=place, cells='kmeans', **where)
+
+
+def grid(family, name, choice):
+    "All rows of a family: {name: method}; `choice(risk, place)` gives the step size."
+    rows = {f'{name}, mean': variant(family, None, None, choice(None, None))}
+    if family.trained and 'network' in family.places: rows[f'{name}, mean, network'] = variant(family, None, 'network', choice('uniform', 'network'))
+    if name == 'DM': rows['DM, mean, density weights'] = replace(rows['DM, mean'], base='density')
+    for place in family.places:
+        for risk in family.risks: rows[f'{name}, {risk}, {place}'] = variant(family, risk, place, choice(risk, place))
+        if family.cells: rows[f'{name}, uniform in pixels, {place}'] = variant(family, 'uniform in pixels', place, choice('uniform', place))
+        if place != 'network': rows[f'{name}, true groups, {place}'] = variant(family, 'true groups', place, choice('uniform', place))   # COBRA, FairDD
+    return rows
+
+
+def settings(method):
+    "What of a method is not the default, as text."
+    default = Method().describe()
+    return json.dumps({k: v for k, v in method.describe().items() if v != default[k]}, sort_keys=True) if method else None
+
+
+class Rows:
+    "The rows that are there, in one file; a row is found by what it is made of."
+    def __init__(self, path):
+        self.path, self.rows = path, read_json(path) if path.exists() else []
+        self.index = {self.key(r): r for r in self.rows}
+
+    @staticmethod
+    def key(r): return r['set'], r['on'], r['settings'] or r['method'], r['seed']
+
+    def add(self, row):
+        self.index[self.key(row)] = row
+        self.rows.append(row)
+        write_json(self.path, self.rows)
+
+
+def commit():
+    found = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=HERE, capture_output=True, text=True)
+    return found.stdout.strip() or None
+
+
+def run(name, method, set_name, on, seed):
+    "One row: distil, train networks, test."
+    load, training = SETS[set_name]
+    splits = load(seed if on == 'val' and set_name == 'digits' else 0)
+    test = both_looks(splits) if on == 'val' and set_name == 'digits' else getattr(splits, on)
+    if method is None:
+        source, made = splits.train, dict(seconds=0., peak_mb=0., steps=0)
+        training = training if FULL[name] is None else replace(training, risk=FULL[name])
+    else:
+        source = distill(splits.train, method, seed=seed, device='cpu', progress=False)
+        made = {k: source.provenance[k] for k in ('seconds', 'peak_mb', 'steps')}
+    row = evaluate(source, test, training, 2, seed, clusters(set_name) if on == 'test' else None, 'cpu')
+    return dict(set=set_name, on=on, method=name, settings=settings(method), seed=seed, commit=commit()) | row | made
+
+
+def known():
+    "Rows that tune.py and digits.py have measured with the same settings, data and training: {(set, on, settings or name, seed): row}."
+    found = {('digits', 'val', settings(as_method(r['method'], **r['setting'])), r['seed']): r for r in read_json(HERE / 'results' / 'tune.json')['rows']}
+    main = read_json(HERE / 'results' / 'digits.json')
+    named = {m: None if m in FULL else m for m in BASELINES if m in main['config']['methods']}
+    return found | {('digits', 'test', settings(BASELINES[m]) or m, r['seed']): r for r in main['rows'] if (m := r['method']) in named}
+
+
+class TimeIsUp(Exception): pass
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--work', type=Path, required=True, help='folder for the rows; a stopped benchmark goes on from there')
+    parser.add_argument('--out', type=Path, default=HERE / 'results' / 'grid.json')
+    parser.add_argument('--only', default='', help='regular expression for set/row, e.g. "digits/DM"')
+    parser.add_argument('--seeds', type=int, default=len(SEEDS))
+    parser.add_argument('--minutes', type=float, default=float('inf'), help='start no further row after so many')
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    start, rows, elsewhere = time.perf_counter(), Rows(args.work / 'rows.json'), known()
+
+    def compute(name, method, set_name, on, seed):
+        key = set_name, on, settings(method) or name, seed
+        if key in rows.index: return rows.index[key]
+        if key in elsewhere:
+            rows.add(elsewhere[key] | dict(set=set_name, on=on, method=name, settings=settings(method), seed=seed, commit=None, source='tune.json' if on == 'val' else 'digits.json'))
+            return rows.index[key]
+        if time.perf_counter() - start > 60 * args.minutes: raise TimeIsUp
+        rows.add(row := run(name, method, set_name, on, seed))
+        print(f'{set_name} {on} {name} seed {seed}: {row["seconds"] + row["evaluation_seconds"]:.0f} s, worst group {row["worst_group_accuracy"]:.3f}', flush=True)
+        return row
+
+    def chooser(set_name, name):
+        "Step size of a risk and place: the best on validation data. The uniform risk stands for all at the network, with Adam, and on coloured MNIST."
+        family = FAMILIES[set_name][name]
+        @cache
+        def choice(risk, place):
+            if risk not in (None, 'uniform') and (place == 'network' or set_name == 'colour' or family.plain.optimizer == 'adam'): return choice('uniform', place)
+            row, scores = f'{name}, {risk or "mean"}' + (f', {place}' if place else ''), {}
+            for lr in family.lrs:
+                found = [compute(row, variant(family, risk, place, lr), set_name, 'val', seed) for seed in family.choice]
+                scores[lr] = float(np.mean([r['balanced_accuracy'] for r in found]))
+            return max(scores, key=scores.get)
+        return choice
+
+    todo = lambda set_name, name: re.search(args.only, f'{set_name}/{name}')
+    try:
+        for set_name, families in FAMILIES.items():
+            for name, method in BASELINES.items():
+                for seed in SEEDS[:args.seeds]:
+                    if todo(set_name, name) and not (set_name == 'colour' and name.startswith('full')): compute(name, method, set_name, 'test', seed)
+            for name in families:
+                if not todo(set_name, name): continue
+                table = grid(families[name], name, chooser(set_name, name))
+                for seed in SEEDS[:args.seeds]:
+                    for row, method in table.items(): compute(row, method, set_name, 'test', seed)
+    except TimeIsUp: print('time is up', flush=True)
+    write_report(rows.rows, args.out)
+
+
+def write_report(rows, out):
+    "Rows, and for each set the summary and the paired differences that the grid is about."
+    report = dict(config=dict(seeds=list(SEEDS), risks=RISKS, sets={s: dict(training=t.describe(), families={n: f.plain.describe() for n, f in FAMILIES[s].items()}) for s, (_, t) in SETS.items()}),
+                  versions=versions(), commit=commit(), rows=[r for r in rows if r['on'] == 'test'], choice=[{k: r.get(k) for k in ('set', 'method', 'settings', 'seed', 'balanced_accuracy', 'worst_group_accuracy', 'seconds')} for r in rows if r['on'] == 'val'])
+    for s in SETS:
+        own = [r for r in report['rows'] if r['set'] == s]
+        plain = [f'{n}, mean' for n in FAMILIES[s]] + ['kmeans']
+        report[s] = dict(summary=summarise(own), paired=paired(own, plain, ('accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy'))) if own else None
+    write_json(out, report)
+
+
+if __name__ == '__main__': main()
