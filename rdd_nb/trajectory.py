@@ -221,7 +221,7 @@ class TrajectoryMatching(Objective):
 
     def __repr__(self): return f"TrajectoryMatching({', '.join(f'{k}={v!r}' for k, v in self.settings.items() if k != 'buffer')})"
 
-# %% ../nbs/38_trajectory.ipynb #5c8ee7eb
+# %% ../nbs/38_trajectory.ipynb #2dffa83b
 def _begin(self, setup):
     "Train the experts, or read them from the buffer; the step size starts anew."
     self,how = copy.copy(self),(self.experts, self.epochs, self.epoch_steps, self.expert_lr)
@@ -243,7 +243,7 @@ def _loss(self, net, batch, risk=None, risk_at=None):
     if self.trained is None: raise ValueError('trajectory matching has no experts yet: call begin(setup) first')
     self.trained.check(net)
     g = batch.generator or generator('segment')
-    start,target = (t.to(batch.sx.dtype) for t in draw_segment(self.trained.parameters, self.ahead, self.window, g, getattr(batch, 'done', 1.) if self.grow else 1.))
+    start,target = (t.to(batch.sx.dtype) for t in draw_segment(self.trained.parameters, self.ahead, self.window, g, batch.done if self.grow else 1.))
     q = within_cells(batch.y, batch.n_classes, batch.p)
     if risk_at == 'target' and risk is not None: target,q = weighted_segment(net, start, batch, risk, self.target_steps, self.expert_lr)
     batches = draw_batches(len(batch.sx), self.student_batch, self.student_steps, g, batch.sx.device)

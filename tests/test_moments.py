@@ -8,6 +8,8 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from rdd_nb.core import generator
+from rdd_nb.data import GroupedDataset
+from rdd_nb.distill import Distiller, Method
 from rdd_nb.matching import Batch, Cells, DistributionMatching, within_cells
 from rdd_nb.models import Classifier, make_model
 from rdd_nb.moments import CharacteristicMatching, KernelMatching, MomentMatching, feature_rows, feature_spread
@@ -296,3 +298,14 @@ def test_on_a_convnet_in_single_precision(matcher):
         loss, q = matcher.loss(net, b, risk, place)
         slope, = torch.autograd.grad(loss, s)
         assert torch.isfinite(loss) and torch.isfinite(slope).all() and slope.abs().sum() > 0
+
+
+@every
+@pytest.mark.parametrize('place', [None, 'target', 'distance'])
+def test_in_the_loop(matcher, place):
+    y = torch.arange(CLASSES).repeat_interleave(8)
+    data = GroupedDataset(draw(24, 1, 8, 8).float(), y)
+    method = Method(matcher, CVaR(.5) if place else None, place, cells='kmeans', cells_per_class=2, steps=2, lr=.1, optimizer='adam', width=4)
+    runs = [Distiller(data, method, 2, 0, 'cpu') for _ in range(2)]
+    for run in runs: run.step(), run.step()
+    assert torch.equal(runs[0].images, runs[1].images) and (runs[0].images - runs[0].initial).abs().max() > .01

@@ -9,6 +9,8 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from rdd_nb.core import generator
+from rdd_nb.data import GroupedDataset
+from rdd_nb.distill import Distiller, Method
 from rdd_nb.matching import Batch, Cells, Setup, within_cells
 from rdd_nb.models import Classifier, make_model
 from rdd_nb.risk import CVaR, Mean, Risk
@@ -226,6 +228,15 @@ def test_temperature(t):
     p, plain = soft_labels(net, x, t), soft_labels(net, x)
     torch.testing.assert_close(p, (net(x) / t).softmax(1))
     assert (p.amax(1) <= plain.amax(1) + 1e-9).all() == (t >= 1) or t == pytest.approx(1)
+
+
+@pytest.mark.parametrize('place', [None, 'network', 'target', 'distance'])
+def test_in_the_loop(place):
+    y = torch.arange(CLASSES).repeat_interleave(8)
+    data = GroupedDataset(draw(24, 1, 8, 8).float(), y)
+    method = Method(BatchNormAlignment(steps=3, width=4), CVaR(.5) if place else None, place, cells='kmeans', cells_per_class=2, steps=2, lr=.1, optimizer='adam', width=4, network_steps=1)
+    run = Distiller(data, method, 2, 0, 'cpu')
+    assert np.isfinite([run.step(), run.step()]).all() and (run.images - run.initial).abs().max() > .01
 
 
 # Patches

@@ -11,6 +11,7 @@ from torch import nn
 
 from rdd_nb.core import generator
 from rdd_nb.data import GroupedDataset
+from rdd_nb.distill import Distiller, Method
 from rdd_nb.matching import Batch, Cells, Setup
 from rdd_nb.models import Classifier, make_model
 from rdd_nb.risk import CVaR, Mean, Risk, TwoLevel
@@ -391,3 +392,18 @@ def test_no_place_at_the_distance():
     objective = TrajectoryMatching(**SHORT).begin(setup)
     with pytest.raises(ValueError, match='every cluster would need a training run of its own'): objective.loss(setup.network('any'), batch_of(setup), CVaR(.2), 'distance')
     assert objective.places == ('network', 'target')
+
+
+@pytest.mark.parametrize('risk, place', [(None, None), (TwoLevel(Mean(), Mean()), 'target'), (TwoLevel(Mean(), Mean()), 'network')])
+def test_in_the_loop_resumed_and_not(risk, place):
+    "Six steps at once, and three and three through a checkpoint: the same images, labels and step size."
+    y = torch.arange(CLASSES).repeat_interleave(12)
+    data = GroupedDataset(draw(36, 1, 8, 8).float() + y[:, None, None, None], y)
+    method = Method(TrajectoryMatching(**SHORT, grow=True), risk, place, cells='kmeans', cells_per_class=2, steps=6, lr=.1, optimizer='adam', batch=6, width=4, labels='learned', network_steps=1)
+    whole, first, second = (Distiller(data, method, 2, 0, 'cpu') for _ in range(3))
+    for _ in range(6): whole.step()
+    for _ in range(3): first.step()
+    second.load_state_dict(first.state_dict())
+    for _ in range(3): second.step()
+    assert torch.equal(whole.images, second.images) and torch.equal(whole.logits, second.logits) and torch.equal(whole.objective.log_lr, second.objective.log_lr)
+    assert whole.history == second.history and (whole.images - whole.initial).abs().max() > 0 and whole.objective.log_lr.exp().item() != pytest.approx(.1)
