@@ -61,7 +61,7 @@ def _plain(path):
         if 'Unsupported global' in str(e) or 'Object arrays' in str(e): raise ValueError(f'{path}: holds other objects than tensors and numbers; it is not loaded') from None
         raise ValueError(f'{path}: not a readable {path.suffix or "tensor"} file ({type(e).__name__}); damaged, cut short, or of another kind?') from None
 
-# %% ../nbs/42_foreign.ipynb #f47e9735
+# %% ../nbs/42_foreign.ipynb #71446f76
 def _tensors(found, path, format, experiment):
     "(format, images, labels or None, how many runs) of what was loaded."
     is_pair = lambda v: isinstance(v, (list, tuple)) and len(v) == 2 and all(isinstance(t, Tensor) for t in v)
@@ -78,7 +78,7 @@ def _tensors(found, path, format, experiment):
     if not -len(runs) <= experiment < len(runs): raise ValueError(f'experiment={experiment}: {path} holds {len(runs)}, numbered from 0')
     return kind, *runs[experiment][:2], len(runs)
 
-def _hard_and_soft(labels, n_classes, centred):
+def _hard_and_soft(labels, centred=False):
     "(y, soft or None) from labels of either sort; `centred` are RFAD's."
     if labels.dim() == 1: return labels.long(), None
     soft = labels.float() + (1 / labels.shape[1] if centred else 0)
@@ -139,7 +139,7 @@ class Whitening:
         self._check(z)
         return (z.flatten(1).double() @ self.inverse * self.scale + self.shift).view(z.shape).to(z.dtype)
 
-# %% ../nbs/42_foreign.ipynb #4344ecdd
+# %% ../nbs/42_foreign.ipynb #f1335e44
 def _suspicious(raw, stored, normalised, path):
     "Warn where the numbers do not look like what they are said to be."
     if normalised and stored.min() >= 0 and stored.max() <= 1 and not torch.equal(raw, stored):
@@ -165,10 +165,11 @@ def _checked(path, images, labels, n_classes):
     if not torch.isfinite(images).all() or not torch.isfinite(labels.float()).all(): raise ValueError(f'{path}: holds NaN or infinite values')
     if labels.dim() not in (1, 2) or len(labels) != len(images) or not labels.numel(): raise ValueError(f'{path}: its labels have shape {tuple(labels.shape)}, expected one (or a row) for each of {len(images)} images')
     if labels.dim() == 2 and n_classes not in (None, labels.shape[1]): raise ValueError(f'{path}: its labels have {labels.shape[1]} columns, expected {n_classes}')
+    if labels.dim() == 1 and not torch.equal(labels.float(), labels.float().round()): raise ValueError(f'{path}: its labels are not whole numbers')
     if labels.dim() == 1 and not (0 <= labels.min() and labels.max() < (n_classes or math.inf)): raise ValueError(f'{path}: its labels run from {int(labels.min())} to {int(labels.max())}, expected 0 to {(n_classes or 0) - 1}')
     return images.float()
 
-# %% ../nbs/42_foreign.ipynb #d8aadaed
+# %% ../nbs/42_foreign.ipynb #74e7e9dd
 def read(
     path,           # .pt, .npz, or .safetensors as `rdd_nb.synthetic.save` writes it
     data=None,      # data set whose published normalisation was used, see `CONSTANTS`
@@ -189,7 +190,7 @@ def read(
     kind,images,found_labels,runs = _tensors(_plain(path), path, format, experiment)
     found_labels = _labels_beside(path, images, labels, n_classes) if kind == 'mtt' else found_labels
     images = _checked(path, images, found_labels, n_classes)
-    y,soft = _hard_and_soft(found_labels, n_classes, centred=kind == 'rfad')
+    y,soft = _hard_and_soft(found_labels, centred=kind == 'rfad')
     if zca is None: zca = kind == 'rfad' and images.shape[1] == 3
     normalised = kind != 'idc' and zca is False
     if normalised and mean is None: raise ValueError(f'{path}: its images are normalised, and the file does not say how; pass data= ({", ".join(CONSTANTS)}), or mean= and std= (0 and 1 for raw pixels)')

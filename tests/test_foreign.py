@@ -188,6 +188,7 @@ BAD = {
     'holds NaN': [torch.full((2, 1, 4, 4), math.nan), torch.zeros(2).long()],
     'labels run from -1': [torch.randn(2, 1, 4, 4), torch.tensor([-1, 0])],
     'labels run from 0 to 12, expected 0 to 9': [torch.randn(2, 1, 28, 28), torch.tensor([0, 12])],
+    'labels are not whole numbers': [torch.randn(2, 1, 28, 28), torch.tensor([0., .5])],
     'labels have 3 columns, expected 10': [torch.randn(2, 1, 28, 28), torch.rand(2, 3)],
     'type torch.int64': [torch.zeros(2, 1, 4, 4).long(), torch.zeros(2).long()],
     'mean and std have 3 and 3 values': [torch.randn(2, 2, 4, 4), torch.zeros(2).long()],
