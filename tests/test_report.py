@@ -1,5 +1,5 @@
-"""The report: what stands on the page, what does not, and how a real browser shows it."""
-import functools, http.server, json, re, shutil, subprocess, threading
+"""The report: what stands on the page, and what does not."""
+import json, re, shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -376,80 +376,3 @@ def test_forest_marks_what_excludes_zero():
     ax = plots.forest([entry | dict(low=.01, high=.09), entry | dict(low=-.01, high=.11), entry | dict(low=None, high=None)], ax=Figure().subplots())
     fills = [line.get_markerfacecolor() for line in ax.lines if len(line.get_xdata()) == 1]
     assert [f == 'none' for f in fills] == [False, True, True]
-
-
-# A real browser
-
-CHROMIUM = next((p for name in ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable') if (p := shutil.which(name))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here (Debian: apt-get install chromium); layout and network are not checked')
-
-
-def chromium(url, tmp, *args):
-    "Run Chromium without a window in a profile of its own; returns (stdout, stderr)."
-    command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage',
-               '--hide-scrollbars', '--enable-logging=stderr', f'--user-data-dir={tmp}', *args, url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout, done.stderr
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_): self.server.asked.append(self.path)
-
-
-MEASURE = '''<script>
-addEventListener('load', () => {
-  const loose = [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, pre, svg *') && e.getBoundingClientRect().right > innerWidth + 1);
-  const images = [...document.images];
-  const found = {inner: innerWidth, scroll: document.documentElement.scrollWidth, loose: loose.map(e => e.tagName + '.' + e.className),
-    images: images.length, loaded: images.filter(i => i.complete && i.naturalWidth > 0).length, background: getComputedStyle(document.body).backgroundColor,
-    ink: getComputedStyle(document.querySelector('svg.chart text')).fill};
-  parent.document.getElementById('found').textContent += JSON.stringify(found) + ';';
-});
-</script>'''
-
-
-@pytest.fixture(scope='module')
-def served(written):
-    """The report on a local server that notes what is asked for; beside it `frames.html`, which opens a copy of the page in
-    frames of two widths and writes down what a script finds in them."""
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', '', (written/'report.html').read_text(encoding='utf-8'))
-    (written/'copy.html').write_text(text.replace('</body>', MEASURE + '</body>'), encoding='utf-8')
-    frames = ''.join(f'<iframe src="copy.html" style="width:{w}px;height:3000px;border:0"></iframe>' for w in (390, 1280))
-    (written/'frames.html').write_text(f'<!DOCTYPE html><html><head><meta name="color-scheme" content="light dark"></head><body><pre id="found"></pre>{frames}</body></html>')
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=written))
-    server.asked = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def measured(served, tmp, *args):
-    out, _ = chromium(f'http://127.0.0.1:{served.server_port}/frames.html', tmp/'profile', '--window-size=1400,3000', '--dump-dom', *args)
-    return [json.loads(f) for f in re.search(r'<pre id="found">(.*?)</pre>', out, re.S)[1].split(';') if f]
-
-
-@needs_chromium
-def test_page_fits_a_telephone_and_a_screen(served, tmp_path):
-    found = sorted(measured(served, tmp_path), key=lambda f: f['inner'])
-    assert [f['inner'] for f in found] == [390, 1280]
-    for f in found:
-        assert f['scroll'] <= f['inner'] and f['loose'] == []
-        assert f['images'] == f['loaded'] > 3
-        assert (f['background'], f['ink']) == ('rgb(255, 255, 255)', 'rgb(27, 30, 35)')
-
-
-@needs_chromium
-def test_dark_page_has_light_charts(served, tmp_path):
-    for f in measured(served, tmp_path, '--blink-settings=preferredColorScheme=0'):
-        assert (f['background'], f['ink']) == ('rgb(21, 24, 28)', 'rgb(230, 232, 235)')
-
-
-@needs_chromium
-def test_page_asks_for_nothing_and_is_silent(served, tmp_path):
-    served.asked.clear()
-    _, log = chromium(f'http://127.0.0.1:{served.server_port}/report.html', tmp_path/'profile', '--window-size=1280,2000', f'--screenshot={tmp_path/"shot.png"}')
-    assert served.asked == ['/report.html']
-    assert [line for line in log.splitlines() if 'CONSOLE' in line] == []
-    assert (tmp_path/'shot.png').stat().st_size > 20_000
