@@ -6,8 +6,8 @@
 __all__ = ['REFERENCE', 'LADDER', 'shot', 'impulse', 'blur', 'motion', 'brightness', 'contrast', 'pixelate', 'jpeg', 'elastic',
            'rotation', 'shift', 'cover', 'corrupt', 'as_corruptions', 'show_corruptions']
 
-# %% ../nbs/52_corruptions.ipynb #e9156674
-import difflib, math
+# %% ../nbs/52_corruptions.ipynb #c1e737d7
+import difflib, io, math
 from collections.abc import Callable
 from functools import partial
 import numpy as np
@@ -43,7 +43,7 @@ def impulse(x, share, rng):
     u = torch.rand(len(x), 1, *x.shape[2:], generator=rng).to(x)
     return torch.where(u < share / 2, 0., torch.where(u < share, 1., x))
 
-# %% ../nbs/52_corruptions.ipynb #9644e346
+# %% ../nbs/52_corruptions.ipynb #6d0838a2
 def blur(x, share, rng):
     sigma = share * x.shape[-1]
     size = 2 * min(math.ceil(3 * sigma), min(x.shape[2:]) - 1) + 1
@@ -66,7 +66,13 @@ def pixelate(x, share, rng):
 
 def jpeg(x, quality, rng):
     if x.shape[1] not in (1, 3): raise ValueError(f'jpeg stores images of 1 or 3 channels, got {x.shape[1]}')
-    return torch.stack([tvf.jpeg(image, quality) for image in x.mul(255).round().byte().cpu()]).to(x) / 255
+    return torch.from_numpy(np.stack([_through_jpeg(image, quality) for image in x.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()])).permute(0, 3, 1, 2).to(x) / 255
+
+def _through_jpeg(image, quality):
+    from PIL import Image
+    file = io.BytesIO()
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(file, 'JPEG', quality=quality)
+    return np.asarray(Image.open(file)).reshape(image.shape)
 
 # %% ../nbs/52_corruptions.ipynb #3b43d9ce
 def _warp(x, turn=None, shift=None, flow=None):
@@ -99,7 +105,7 @@ def cover(x, share, rng):
     rows,columns = ((torch.arange(s) >= a) & (torch.arange(s) < a + j) for s, a, j in zip(x.shape[2:], start, k))
     return torch.where((rows[:, None, :, None] & columns[:, None, None, :]).to(x.device), .5, x)
 
-# %% ../nbs/52_corruptions.ipynb #b62684cf
+# %% ../nbs/52_corruptions.ipynb #3d11983e
 LADDER = {   # name: (function, its amount at severities 1 to 5)
     'noise':      (_noise,     (.06, .12, .2, .3, .4)),         # standard deviation
     'shot':       (shot,       (60, 25, 12, 6, 3)),             # photons of a white pixel
@@ -113,7 +119,7 @@ LADDER = {   # name: (function, its amount at severities 1 to 5)
     'elastic':    (elastic,    (.02, .03, .04, .05, .07)),      # of the side
     'rotation':   (rotation,   (8, 15, 22, 30, 40)),            # degrees
     'shift':      (shift,      (.03, .05, .08, .11, .15)),      # of the side
-    'cover':      (cover,      (.2, .25, .3, .4, .5)),          # of the side
+    'cover':      (cover,      (.12, .25, .38, .5, .62)),       # of the side
 }
 
 # %% ../nbs/52_corruptions.ipynb #abae47d0
@@ -153,7 +159,7 @@ def as_corruptions(
     for n in names: _find(n)
     return {n: partial(corrupt, name=n) for n in dict.fromkeys(names)}
 
-# %% ../nbs/52_corruptions.ipynb #4d1f9ef6
+# %% ../nbs/52_corruptions.ipynb #724e96b3
 def show_corruptions(
     image: Tensor,  # (C, H, W) pixels in [0, 1]
     names=None,     # keys of `LADDER`; None: all
@@ -166,7 +172,7 @@ def show_corruptions(
     for i, (row, name) in enumerate(zip(axes, names)):
         for s, ax in enumerate(row):
             shown = image if not s else corrupt(image[None], f'{name}-{s}')[0]
-            ax.imshow(shown[:3].permute(1, 2, 0) if len(shown) >= 3 else shown[0], cmap='gray', vmin=0, vmax=1, interpolation='nearest')
+            ax.imshow(shown[:3].permute(1, 2, 0).numpy() if len(shown) >= 3 else shown[0].numpy(), cmap='gray', vmin=0, vmax=1, interpolation='nearest')
             ax.set(xticks=[], yticks=[]); ax.spines[:].set(color='0.7', linewidth=.5)
             if not i: ax.set_title(str(s) if s else 'clean', fontsize=8, pad=2)
         row[0].set_ylabel(name, fontsize=8, rotation=0, ha='right', va='center')
