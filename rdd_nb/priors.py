@@ -60,10 +60,10 @@ class Prior:
     def __eq__(self, other): return type(self) is type(other) and repr(self) == repr(other)
     def __hash__(self): return hash(repr(self))
 
-# %% ../nbs/30_priors.ipynb #362838dd
+# %% ../nbs/30_priors.ipynb #6920a54f
 class Pixels(Prior):
     "Every number is a pixel (or a feature, for tables)."
-    def begin(self, images, x=None, y=None, seed=0, progress=False): return Parametrisation([images], lambda z: z)
+    def begin(self, images, x=None, y=None, seed=0, progress=False): return Parametrisation([images], torch.clone)
     def __repr__(self): return 'Pixels()'
 
 # %% ../nbs/30_priors.ipynb #c5c6d10c

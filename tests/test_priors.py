@@ -59,6 +59,11 @@ def test_protocol(prior):
     with torch.no_grad():
         for q in p.parameters: q.add_(1.)
     assert torch.equal(images, before)                    # the parameters are copies
+    shown = p.decode().detach()
+    kept = shown.clone()
+    with torch.no_grad():
+        for q in p.parameters: q.add_(1.)
+    assert torch.equal(shown, kept)                       # and so is what was decoded
 
 
 @every_prior
