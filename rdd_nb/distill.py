@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'Method', 'as_method', 'needs_groups', 'Distiller', 'check_inputs', 'distill']
 
-# %% ../nbs/45_distill.ipynb #dc3e92df
+# %% ../nbs/45_distill.ipynb #b2d867a6
 import copy, dataclasses, hashlib, io, json, math, numbers, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +18,24 @@ from . import risk as risks
 from .core import Cost, atomic_write, generator, pick_device, read_json, versions, write_json
 from .data import GroupedDataset
 from .models import MODELS, in_chunks, make_model
-from .augment import augment
+from .augment import augment, cutmix
 from .clustering import CHOICES, assign_nearest, choose, class_kmeans_ids, density_weights
-from .priors import Pixels, Prior, as_prior
+from .priors import MultiFormation, Pixels, Prior, as_prior
 from .matching import Batch, Cells, DistributionMatching, GradientMatching, Objective, Setup, within_cells
 from .synthetic import SyntheticDataset, load, save, save_png
 from .bilevel import KernelRidge, Unrolled
+from .moments import representative_batch
+from .teacher import soft_labels, train_teacher
 from .trajectory import TrajectoryMatching
 
-# %% ../nbs/45_distill.ipynb #c3925a8f
+# %% ../nbs/45_distill.ipynb #3ed5693d
 def _check_numbers(m):
     "One line for a number of the method that cannot be meant."
     for name, least in (('steps', 0), ('batch', 1), ('network_life', 1), ('network_steps', 0), ('network_batch', 1), ('width', 1), ('cells_per_class', 1), ('cells_steps', 0), ('teacher_steps', 1)):
         value = getattr(m, name)
         if value is None and name in ('width', 'cells_per_class'): continue
         if not isinstance(value, numbers.Integral) or value < least: raise ValueError(f'{name}={value!r}: expected a whole number of at least {least}')
-    for name, least in (('lr', None), ('network_lr', None), ('label_lr', None), ('momentum', 0)):
+    for name, least in (('lr', None), ('network_lr', None), ('label_lr', None), ('momentum', 0), ('network_mix', 0)):
         value = getattr(m, name)
         if not isinstance(value, numbers.Real) or not math.isfinite(value) or (value <= 0 if least is None else not 0 <= value < 1):
             raise ValueError(f'{name}={value!r}: expected a number {"above 0" if least is None else "in [0, 1)"}')
@@ -52,7 +54,7 @@ def _check_risk(m):
     if m.objective is not None and m.risk_at not in (None, *m.objective.places): raise ValueError(f'risk_at={m.risk_at!r}: in {m.objective!r} a risk can act at {", ".join(m.objective.places)}')
     if m.risk is not None and _remembers(m.risk): raise ValueError(f'risk={type(m.risk).__name__} remembers earlier batches, which a checkpoint would have to hold; use one without state')
 
-# %% ../nbs/45_distill.ipynb #2e46e925
+# %% ../nbs/45_distill.ipynb #7e71224d
 @dataclass(frozen=True)
 class Method:
     "What a distillation does; see `METHODS` for the named ones."
@@ -74,19 +76,21 @@ class Method:
     optimizer: str = 'sgd'           # 'sgd' with momentum, or 'adam'
     momentum: float = .5
     batch: int = 64                  # real samples of each class at a step
+    chosen: str = 'random'           # 'random', or 'representative': nearest to k-means centres in the features of each new network (DREAM)
     network: str = 'convnet'         # see `rdd_nb.models.MODELS`
     width: int | None = None         # of a convnet or mlp; None: 32 below 16 pixels, else 128
     network_life: int = 1            # updates of the samples until a freshly drawn network takes over
     network_steps: int = 0           # updates of the network, on real samples, between two updates of the synthetic ones
     network_lr: float = .01
     network_batch: int = 128
+    network_mix: float = 0.          # probability of CutMix in the network's training (IDC)
     augment: str = ''                # see `rdd_nb.augment`
 
     def __post_init__(self):
         if isinstance(self.risk, str): object.__setattr__(self, 'risk', risks.from_string(self.risk))
         if isinstance(self.prior, str): object.__setattr__(self, 'prior', as_prior(self.prior))
         _check_numbers(self)
-        for name, allowed in (('risk_at', (None, 'network', 'target', 'distance')), ('cells', ('synthetic', 'initial', 'kmeans', 'groups')), ('cells_in', ('pixels', 'features', 'errors')), ('init', CHOICES), ('base', ('uniform', 'density')), ('labels', ('hard', 'learned', 'teacher')), ('optimizer', ('sgd', 'adam')), ('network', tuple(MODELS))):
+        for name, allowed in (('risk_at', (None, 'network', 'target', 'distance')), ('cells', ('synthetic', 'initial', 'kmeans', 'groups')), ('cells_in', ('pixels', 'features', 'errors')), ('init', CHOICES), ('base', ('uniform', 'density')), ('chosen', ('random', 'representative')), ('labels', ('hard', 'learned', 'teacher')), ('optimizer', ('sgd', 'adam')), ('network', tuple(MODELS))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name}={getattr(self, name)!r} is not known; choose from {", ".join(map(str, allowed))}')
         if self.objective is not None and not isinstance(self.objective, Objective): raise ValueError(f'objective={self.objective!r}: expected an Objective, such as GradientMatching()')
@@ -101,9 +105,10 @@ class Method:
         "The card as plain values, for JSON."
         return {f.name: v if isinstance(v := getattr(self, f.name), (str, int, float, type(None))) else repr(v) for f in dataclasses.fields(self)}
 
-# %% ../nbs/45_distill.ipynb #c650a41b
+# %% ../nbs/45_distill.ipynb #80680bfb
 _gradient = Method(GradientMatching(), steps=200, lr=.02, network_life=10, network_steps=2, network_lr=.05)
 _distribution = Method(DistributionMatching(), steps=200, lr=5., batch=256)
+_idc = dataclasses.replace(_gradient, objective=GradientMatching('l2'), prior=MultiFormation(2), augment='crop cutout scale rotate', network_mix=.5, lr=1.)
 _uniform = dict(risk=risks.TwoLevel(risks.Mean(), risks.Mean()), cells='kmeans', cells_per_class=3)
 _mean_cvar = dict(risk=.5 * risks.Mean() + .5 * risks.CVaR(.5), cells='kmeans', cells_per_class=4)
 
@@ -114,8 +119,11 @@ METHODS = {
     'k-center': Method(init='k-center'),
     'kmeans': Method(),
     'gradient': _gradient,
+    'dsa': dataclasses.replace(_gradient, augment='crop cutout scale rotate'),
+    'idc': _idc,
+    'dream': dataclasses.replace(_idc, chosen='representative', batch=32),
     'distribution': _distribution,
-    'trajectory': Method(TrajectoryMatching(), steps=200, lr=.01, optimizer='adam'),
+    'trajectory': Method(TrajectoryMatching(), steps=60, lr=200.),
     'kernel': Method(KernelRidge(), steps=200, lr=.01, optimizer='adam', network_life=10, network_steps=2, network_lr=.05),
     'unrolled': Method(Unrolled(steps=20, lr=.1), steps=100, lr=.003, optimizer='adam'),
     'rdd-network': dataclasses.replace(_gradient, risk_at='network', **_uniform),
@@ -200,7 +208,7 @@ class Distiller:
         "The synthetic samples as they stand, without gradient."
         with torch.no_grad(): return self.stored.decode().detach()
 
-# %% ../nbs/45_distill.ipynb #4093d141
+# %% ../nbs/45_distill.ipynb #b00b6259
 @patch
 def _new_network(self:Distiller, *keys):
     m = self.method
@@ -219,7 +227,8 @@ def _train(self:Distiller, net, optimizer, steps, *keys, plain=False):
         g = generator(self.seed, *keys, k)
         index = torch.randint(len(self.y), (min(m.network_batch, len(self.y)),), generator=g).to(self.device)
         x, = augment(self.x[index], names=m.augment, generator=g)
-        losses = F.cross_entropy(net(x), self.y[index], reduction='none')
+        x,y = cutmix(x, self.y[index], self.n_classes, g, m.network_mix) if m.network_mix else (x, self.y[index])
+        losses = F.cross_entropy(net(x), y, reduction='none')
         if m.risk_at == 'network' and not plain:
             q = m.risk.weights(losses.detach(), groups=self.clusters(index))
             self.weight.index_add_(0, index, q.to(self.weight.dtype))
@@ -251,7 +260,7 @@ def _setup(self:Distiller):
         self._train(net, torch.optim.SGD(net.parameters(), lr or m.network_lr, momentum=.9), steps, *keys)
     return Setup(self.x, self.y, self.n_classes, self.seed, self._new_network, train, self.clusters, self.base, m.risk, m.risk_at, self.progress)
 
-# %% ../nbs/45_distill.ipynb #9149d926
+# %% ../nbs/45_distill.ipynb #83794f3f
 @patch
 def step(self:Distiller) -> float: # the objective's loss
     "One update of the synthetic samples, then of the network."
@@ -272,18 +281,28 @@ def step(self:Distiller) -> float: # the objective's loss
 @patch
 def _loss(self:Distiller): # (loss, weights of the real samples of the batch, which these are)
     m,g = self.method,generator(self.seed, 'batch', self.step_number)
-    index = torch.cat([i[torch.randperm(len(i), generator=g)[:m.batch]] for i in self.members]).to(self.device)
+    index,p = self._representative() if m.chosen == 'representative' else (torch.cat([i[torch.randperm(len(i), generator=g)[:m.batch]] for i in self.members]).to(self.device), None)
+    if self.base is not None: p = within_cells(self.y[index], self.n_classes, self.base[index] * (1 if p is None else p))
     x,s = augment(self.x[index], self.stored.decode(), names=m.augment, generator=g)
     where = m.risk_at if m.risk_at in ('target', 'distance') else None
     cells = None
     if where:
         own = m.cells in ('synthetic', 'initial') and where == 'distance'       # each synthetic sample answers for its own cell
         cells = Cells(self.clusters(index), self.owner, torch.arange(len(self.sy), device=self.device) if own else None)
-    batch = Batch(x, self.y[index], s, self.sy, self.n_classes, self.soft(), cells, self._shares(index), index, generator(self.seed, 'objective', self.step_number), self.step_number / m.steps)
+    batch = Batch(x, self.y[index], s, self.sy, self.n_classes, self.soft(), cells, p, index, generator(self.seed, 'objective', self.step_number), self.step_number / m.steps)
     return *self.objective.loss(self.network, batch, m.risk, where), index
 
 @patch
-def _shares(self:Distiller, index): return None if self.base is None else within_cells(self.y[index], self.n_classes, self.base[index])
+def _representative(self:Distiller): # (rows, share of the class each stands for)
+    "Chosen anew with every network, from four times as many candidates, in the features the network is born with."
+    born = self.step_number - self.step_number % self.method.network_life
+    if getattr(self, 'picked', (None,))[0] != born:
+        g,net = generator(self.seed, 'candidates', born),self._new_network(born)
+        rows = torch.cat([i[torch.randperm(len(i), generator=g)[:4 * self.method.batch]] for i in self.members]).to(self.device)
+        with torch.no_grad(): f = in_chunks(net.features, self.x[rows])
+        k,share = representative_batch(f, self.y[rows], self.method.batch, self.seed, self.n_classes)
+        self.picked = born, (rows[k.to(self.device)], share.to(self.device))
+    return self.picked[1]
 
 @patch
 def soft(self:Distiller) -> Tensor: # (m, n_classes), or None for hard labels
@@ -313,7 +332,7 @@ def load_state_dict(self:Distiller, state):
         self.network.load_state_dict(state['network'])
         self.network_optimizer.load_state_dict(state['network_optimizer'])
 
-# %% ../nbs/45_distill.ipynb #32e9b7f7
+# %% ../nbs/45_distill.ipynb #644b71d9
 @patch
 def result(self:Distiller, provenance=None, mean=None, std=None, classes=None) -> SyntheticDataset:
     "The synthetic data set as it stands."
@@ -328,9 +347,7 @@ def result(self:Distiller, provenance=None, mean=None, std=None, classes=None) -
 
 @patch
 def _teach(self:Distiller, images): # (m, n_classes)
-    net = self._new_network('teacher')
-    self._train(net, torch.optim.SGD(net.parameters(), self.method.network_lr, momentum=.9), self.method.teacher_steps, 'teacher', plain=True)
-    with torch.no_grad(): return in_chunks(net.eval(), images).softmax(1)
+    return soft_labels(train_teacher(self._setup(), self.method.teacher_steps), images)
 
 # %% ../nbs/45_distill.ipynb #640c3a90
 def _configuration(data, method, ipc, seed):
