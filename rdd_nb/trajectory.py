@@ -63,13 +63,18 @@ class Experts:
 def _layout(net): return [[k, list(p.shape)] for k, p in net.named_parameters()]
 def _tell(entry): return 'nothing more' if entry is None else f"{entry[0]} of shape {'x'.join(map(str, entry[1]))}"
 
-# %% ../nbs/38_trajectory.ipynb #facd7a5f
+# %% ../nbs/38_trajectory.ipynb #be28332a
 def _record(setup, experts, epochs, epoch_steps, lr):
     "What identifies a buffer."
     digest = hashlib.sha256()
     for t in (setup.x, setup.y, setup.p): digest.update(b'-' if t is None else repr(tuple(t.shape)).encode() + t.cpu().contiguous().numpy().tobytes())
     return dict(seed=setup.seed, experts=experts, epochs=epochs, epoch_steps=epoch_steps or math.ceil(len(setup.y) / 128), lr=lr,
-                risk=repr(setup.risk) if setup.risk_at == 'network' else None, data=digest.hexdigest()[:16])
+                risk=repr(setup.risk) if setup.risk_at == 'network' else None, data=digest.hexdigest()[:16], clusters=_clusters(setup))
+
+def _clusters(setup):
+    "A fingerprint of the clusters that the experts' risk looks at."
+    if setup.risk_at != 'network' or setup.clusters is None: return None
+    return hashlib.sha256(setup.clusters(torch.arange(len(setup.y), device=setup.x.device)).cpu().numpy().tobytes()).hexdigest()[:16]
 
 def train_experts(
     setup: Setup,

@@ -355,6 +355,10 @@ def test_buffer(tmp_path):
     with pytest.raises(ValueError, match='another data'): TrajectoryMatching(**SHORT, buffer=path).begin(small_setup(shift=1.))
     with pytest.raises(ValueError, match='another seed'): TrajectoryMatching(**SHORT, buffer=path).begin(small_setup(seed=3))
     with pytest.raises(ValueError, match='another risk'): TrajectoryMatching(**SHORT, buffer=path).begin(small_setup(risk=CVaR(.2), risk_at='network'))
+    risky = small_setup(risk=CVaR(.2), risk_at='network')
+    TrajectoryMatching(**SHORT, buffer=path.with_name('risky')).begin(risky)
+    with pytest.raises(ValueError, match='another clusters'): TrajectoryMatching(**SHORT, buffer=path.with_name('risky')).begin(dataclasses.replace(risky, clusters=lambda index: index % 2))
+    path.with_name('risky').unlink()
     with pytest.raises(ValueError, match='another lr'): TrajectoryMatching(**SHORT, expert_lr=.3, buffer=path).begin(setup)
     with pytest.raises(ValueError, match='another architecture'): second.loss(make_model('convnet', (1, 8, 8), CLASSES, width=6), batch_of(setup))
     assert len(list(path.parent.iterdir())) == 1
