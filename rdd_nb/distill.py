@@ -105,10 +105,10 @@ class Method:
         "The card as plain values, for JSON."
         return {f.name: v if isinstance(v := getattr(self, f.name), (str, int, float, type(None))) else repr(v) for f in dataclasses.fields(self)}
 
-# %% ../nbs/45_distill.ipynb #80680bfb
+# %% ../nbs/45_distill.ipynb #ef1e2234
 _gradient = Method(GradientMatching(), steps=200, lr=.02, network_life=10, network_steps=2, network_lr=.05)
 _distribution = Method(DistributionMatching(), steps=200, lr=5., batch=256)
-_idc = dataclasses.replace(_gradient, objective=GradientMatching('l2'), prior=MultiFormation(2), augment='crop cutout scale rotate', network_mix=.5, lr=1.)
+_idc = dataclasses.replace(_gradient, objective=GradientMatching('l2'), prior=MultiFormation(2), augment='crop cutout scale rotate', network_mix=.5, lr=.1)
 _uniform = dict(risk=risks.TwoLevel(risks.Mean(), risks.Mean()), cells='kmeans', cells_per_class=3)
 _mean_cvar = dict(risk=.5 * risks.Mean() + .5 * risks.CVaR(.5), cells='kmeans', cells_per_class=4)
 
