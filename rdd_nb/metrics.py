@@ -94,26 +94,26 @@ def population_shares(
     counts = torch.bincount((train.y * len(names) + (0 if train.group is None else train.group)).cpu(), minlength=train.n_classes * len(names)).view(train.n_classes, -1)
     return {f'{c}|{g}': counts[i, j].item() / len(train) for i, c in enumerate(train.classes) for j, g in enumerate(names)}
 
-# %% ../nbs/48_metrics.ipynb #bb55cdc5
+# %% ../nbs/48_metrics.ipynb #dcb25984
 class NoiseWarning(UserWarning):
     "What was measured is too small or too noisy to carry the summary."
 
 def notes(
     row: dict,  # with `summary_metrics`
-) -> list: # of sentences
+) -> list: # of sentences, first about the parts left out
     "What has to be said along with the worst parts of a row: parts too small, intervals too wide, minima that chance explains."
-    found = []
+    found,left_out = [],[]
     for part in ('group', 'class', 'class_group'):
         what,accuracy,counts,worst = part.replace('_', ' and '),row[f'{part}_accuracy'],row[f'{part}_counts'],row[f'worst_{part}']
         if small := row['small'].get(part):
             left = 'not taken as the worst' if len(small) < len(accuracy) else 'and no other'
-            found.append(f"{what} of fewer than {row['minimum']} test samples, {left}: " + ', '.join(f'{k} (n = {counts[k]})' for k in small[:3]) + (f' and {len(small) - 3} more' if len(small) > 3 else ''))
+            left_out.append(f"{what} of fewer than {row['minimum']} test samples, {left}: " + ', '.join(f'{k} (n = {counts[k]})' for k in small[:3]) + (f' and {len(small) - 3} more' if len(small) > 3 else ''))
         about = f"the worst {what}, {worst['name']} with {row[f'worst_{part}_accuracy']:.2f},"
         if worst['high'] - worst['low'] > .3: found.append(f"{about} has only n = {worst['n']}: its interval is {worst['low']:.2f} to {worst['high']:.2f}")
         large = [k for k in accuracy if counts[k] >= row['minimum']]
         if len(large) >= 5 and (chance := chance_of_minimum([accuracy[k] for k in large], [counts[k] for k in large])) > .05:
             found.append(f'{about} may be chance: were all {len(large)} equally good, the smallest would be as low with probability {chance:.2f}')
-    return found
+    return left_out + found
 
 # %% ../nbs/48_metrics.ipynb #d664495c
 def tidy(

@@ -11,14 +11,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.cluster import KMeans as SklearnKMeans
+from sklearn.base import clone
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, confusion_matrix
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+from sklearn.tree import DecisionTreeClassifier
 
 from rdd_nb.data import GroupedDataset, from_arrays
-from rdd_nb.evaluation import METRICS, Training, evaluate, fit_clusters, group_metrics, interval, paired, predict, reference_clusters, summarise, train, wilson
+from rdd_nb.corruptions import corrupt
+from rdd_nb.evaluation import (ARCHITECTURES, METRICS, Training, architecture_table, domain_table, evaluate, evaluate_architectures,
+                               evaluate_domains, evaluate_estimator, fit_clusters, group_metrics, interval, paired, predict,
+                               predict_scores, reference_clusters, summarise, train, train_together, wilson)
+from rdd_nb.metrics import NoiseWarning
 from rdd_nb.models import MODELS
 from rdd_nb.risk import CVaR
 from rdd_nb.synthetic import SyntheticDataset
 
+pytestmark = pytest.mark.filterwarnings('ignore::rdd_nb.metrics.NoiseWarning')   # the toys are small; tested where it matters
 FAST = Training(width=4, epochs=3, batch=16)
 
 
@@ -51,7 +64,7 @@ def outcomes(draw):
     return classes, groups, column(classes), column(classes), column(groups), column(5)
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(outcomes())
 def test_metrics_are_those_of_pandas(outcome):
     classes, groups, predicted, y, group, cluster = outcome
@@ -79,7 +92,7 @@ def test_a_row_holds_what_it_says():
     data = toy()
     test = toy(seed=5, n=70).renormalise(data.mean, data.std)
     s, clusters = set_of(data), dict(cluster=fit_clusters(data, test), reference_cluster=reference_clusters(test))
-    row = evaluate(s, test, FAST, 3, 11, clusters, 'cpu')
+    row = evaluate(s, test, FAST, 3, 11, clusters, 'cpu', minimum=1)
     hits = []
     for k in range(3):
         net = train(s.x, s.y, 3, FAST, (11, k), 'cpu')
@@ -122,7 +135,7 @@ def test_clusters_come_from_training_pixels_alone():
 
 # Intervals
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(n=st.integers(1, 3000), share=st.floats(0, 1), confidence=st.sampled_from([.8, .9, .95, .99]))
 def test_wilson_is_that_of_scipy(n, share, confidence):
     k = round(share * n)
@@ -295,6 +308,216 @@ def test_tables():
     assert evaluate(data, data, Training('mlp', width=8, epochs=20, batch=10), 1, device='cpu')['accuracy'] > .9
 
 
+# In blocks, in bfloat16, in processes, in one stack
+
+def flat(parts): return torch.cat([p.detach().flatten() for p in parts])
+
+
+@pytest.mark.parametrize('model', ['convnet', 'vgg11', 'vit'])
+def test_blocks_give_the_gradient_of_the_batch(model, monkeypatch):
+    import rdd_nb.evaluation as module
+    data, t = toy(n=18, shape=(3, 16, 16)), Training(model, width=8 if model == 'convnet' else None)
+    net = t.network((3, 16, 16), 3, 0).eval()
+    torch.nn.functional.cross_entropy(net(data.x), data.y).backward()
+    whole = flat(p.grad for p in net.parameters())
+    for block in (5, 100):
+        monkeypatch.setattr(module, '_block', lambda x, t: block)
+        net.zero_grad()
+        module._backward(net, data.x, data.y, t)
+        assert (flat(p.grad for p in net.parameters()) - whole).norm() < 1e-4 * whole.norm()
+
+
+def test_where_blocks_are_used():
+    from rdd_nb.evaluation import _block
+    large, digits = torch.zeros(100, 1, 28, 28), torch.zeros(100, 1, 8, 8)
+    assert _block(large, Training()) == 10 and _block(digits, Training()) >= 100       # the small digits go in one piece, as ever
+    for t in (Training(norm='batch'), Training(risk='cvar(tail=0.2)')): assert _block(large, t) == 100
+    assert _block(torch.zeros(50, 7), Training('mlp')) == 50
+
+
+def test_batch_normalisation_sees_the_whole_batch():
+    data = toy(n=24, shape=(1, 16, 16))
+    t = Training(width=128, norm='batch', epochs=2, batch=24)
+    net = train(data.x, data.y, 3, t, 0, 'cpu')
+    assert not net.training and int(net.body[1].num_batches_tracked) == 2
+
+
+def test_bfloat16_is_close_and_leaves_the_network_in_float32():
+    data, test = toy(n=120), toy(n=300, seed=2)
+    t = dict(width=8, epochs=15, batch=32)
+    nets = [train(data.x, data.y, 3, Training(**t, precision=p), 0, 'cpu') for p in ('float32', 'bfloat16')]
+    assert all(p.dtype == torch.float32 for p in nets[1].parameters()) and not torch.equal(*[flat(n.parameters()) for n in nets])
+    a, b = ((predict(n, test.x) == test.y).double().mean() for n in nets)
+    assert abs(a - b) < .05 and a > .9
+
+
+@pytest.mark.parametrize('changes', [dict(), dict(norm='layer', depth=1), dict(norm='none'), dict(model='mlp'), dict(model='vit'), dict(augment='crop rotate scale'), dict(risk='cvar(tail=0.3)')], ids=str)
+def test_a_stack_of_networks_is_the_networks_one_by_one(changes):
+    data = toy(n=30)
+    t = Training(**dict(width=8 if changes.get('model') != 'vit' else None, epochs=3, batch=12) | changes)
+    alone, stack = [train(data.x, data.y, 3, t, (4, k), 'cpu') for k in range(3)], train_together(data.x, data.y, 3, t, [(4, k) for k in range(3)], 'cpu')
+    for a, b in zip(alone, stack):
+        assert not b.training and (flat(a.parameters()) - flat(b.parameters())).norm() < 1e-3 * flat(a.parameters()).norm()
+        assert torch.allclose(predict_scores(a, data.x), predict_scores(b, data.x), atol=1e-2)
+    assert (flat(stack[0].parameters()) - flat(stack[1].parameters())).norm() > .1
+    with pytest.raises(ValueError, match='batch'): train_together(data.x, data.y, 3, Training(norm='batch'), (0, 1), 'cpu')
+
+
+def test_processes_give_the_same_row():
+    data, test = toy(), toy(seed=1)
+    one, two = (evaluate(set_of(data), test, FAST, 3, 0, device='cpu', jobs=jobs) for jobs in (1, 2))
+    for row in (one, two): row.pop('evaluation_seconds'); row.pop('evaluation_peak_mb')
+    assert one == two
+
+
+# Soft labels
+
+def test_soft_labels():
+    data, test = toy(n=90), toy(n=300, seed=3)
+    hard = train(data.x, data.y, 3, FAST, 0, 'cpu')
+    same = train(data.x, torch.nn.functional.one_hot(data.y, 3).float(), 3, FAST, 0, 'cpu')
+    assert torch.allclose(flat(hard.parameters()), flat(same.parameters()), atol=1e-5)
+    s = set_of(data)
+    s.soft = torch.nn.functional.one_hot((s.y + 1) % 3, 3).float()                     # a teacher that errs: what is learned is what it says
+    t = Training(width=8, epochs=40, batch=16)
+    row = evaluate(s, test, t, 1, device='cpu')
+    assert row['labels'] == 'soft' and row['accuracy'] < .2 < .7 < evaluate(set_of(data), test, t, 1, device='cpu')['accuracy']
+    assert row['bytes'] == s.x.numel() * 4 + s.soft.numel() * 4
+    s.soft = .5 * s.soft + .5 * torch.nn.functional.one_hot(s.y, 3)
+    calm = predict_scores(train(s.x, s.soft, 3, t, 0, 'cpu'), s.x).softmax(1)
+    assert calm.max() < .75                                                            # nobody is surer than the labels
+
+
+# What a row says
+
+def test_the_row_tells_how_it_came_about():
+    data, test = toy(), toy(n=400, seed=2)
+    s = set_of(data, provenance=dict(bytes=1234, seconds=7.5, peak_mb=3., steps=200, method='mine'))
+    row = evaluate(s, test, FAST, 3, 5, device='cpu', population=data)
+    assert (row['bytes'], row['seconds'], row['peak_mb'], row['steps']) == (1234, 7.5, 3., 200) and evaluate(set_of(data), test, FAST, 1, device='cpu')['bytes'] == 12 * 64 * 4 + 12
+    assert row['training'] == FAST.describe() and row['labels'] == 'hard' and row['test_hash'] == test.hash() and row['evaluation_steps'] == 3 * 3 * 1
+    assert [len(v) for v in (row['by_network']['accuracy'], row['by_network']['group_accuracy']['few'])] == [3, 3]
+    assert np.mean(row['by_network']['accuracy']) == pytest.approx(row['accuracy']) and np.mean(row['by_network']['group_accuracy']['few']) == pytest.approx(row['group_accuracy']['few'])
+    shares = data.group.double().mean().item()                                         # a quarter of the training images is odd
+    assert row['class_counts'].keys() == {'c0', 'c1', 'c2'} and 0 <= row['ece'] <= 1 and shares == .25
+    json.dumps(row, allow_nan=False)
+
+
+def test_groups_too_small_are_named():
+    data, test = toy(), toy(n=40, seed=2)
+    with pytest.warns(NoiseWarning, match='fewer than 10 test samples'): row = evaluate(set_of(data), test, FAST, 1, device='cpu', minimum=10)
+    assert row['small']['class_group'] and row['worst_class_group']['n'] >= 10 and any('fewer than 10' in n for n in row['notes'])
+
+
+def test_corrupted_test_images():
+    "Accuracy under a corruption is that on corrupted pixels, normalised afterwards."
+    data, test = toy(), toy(n=90, seed=2).renormalise(.3, .5)
+    s = set_of(data)
+    row = evaluate(s, test, FAST, 2, 3, device='cpu', corruptions={'noise-5': lambda x: corrupt(x, 'noise-5'), 'upside down': lambda x: x.flip(2)})
+    nets = [train(s.x, s.y, 3, FAST, (3, k), 'cpu') for k in range(2)]
+    for name, raw in (('noise-5', corrupt(test.pixels(), 'noise-5')), ('upside down', test.pixels().flip(2))):
+        hit = np.mean([(predict(n, (raw - s.mean) / s.std) == test.y).double().numpy() for n in nets], 0)
+        found = row['corruptions'][name]
+        assert found['accuracy'] == pytest.approx(hit.mean())
+        assert found['group_accuracy'] == pytest.approx({g: hit[(test.group == i).numpy()].mean() for i, g in enumerate(test.groups)}) and found['worst_group_accuracy'] == min(found['group_accuracy'].values())
+    assert row['corruption_accuracy'] == pytest.approx(np.mean([c['accuracy'] for c in row['corruptions'].values()]))
+    by_name = evaluate(s, test, FAST, 2, 3, device='cpu', corruptions='noise-5')
+    assert by_name['corruptions'] == {'noise-5': row['corruptions']['noise-5']} and 'corruptions' not in evaluate(s, test, FAST, 1, device='cpu')
+    with pytest.raises(ValueError, match='noise'): evaluate(s, test, FAST, 1, device='cpu', corruptions='nois-5')
+
+
+# Estimators
+
+@pytest.mark.parametrize('estimator', [KNeighborsClassifier(3), RandomForestClassifier(20, random_state=1), make_pipeline(StandardScaler(), LogisticRegression()), LinearSVC()], ids=lambda e: type(e).__name__)
+def test_estimators(estimator):
+    data, test = toy(n=90), toy(n=300, seed=2)
+    s = set_of(data, ipc=12)
+    row = evaluate_estimator(estimator, s, test, repeats=2, clusters=dict(cluster=fit_clusters(data, test)), corruptions='noise-3', population=data)
+    with pytest.raises(Exception): estimator.predict(test.x.flatten(1).numpy())        # a clone was fitted
+    assert ('ece' in row) == hasattr(estimator, 'predict_proba') and row['labels'] == 'hard' and row['corruptions'].keys() == {'noise-3'}
+    if not isinstance(estimator, RandomForestClassifier):
+        model = clone(estimator).fit(s.x.flatten(1).numpy(), s.y.numpy())
+        expected = model.predict(((test.pixels() - s.mean) / s.std).flatten(1).numpy()) == test.y.numpy()
+        assert row['accuracy'] == pytest.approx(expected.mean()) and row['group_accuracy']['few'] == pytest.approx(expected[test.group == 1].mean())
+        assert row['by_network']['accuracy'][0] == row['by_network']['accuracy'][1]
+    else: assert row['by_network']['accuracy'][0] != row['by_network']['accuracy'][1]   # random states of their own, the same every time
+    again = evaluate_estimator(estimator, s, test, repeats=2)
+    assert again['accuracy'] == row['accuracy'] and set(evaluate(s, test, FAST, 1, device='cpu')) - set(row) == {'evaluation_steps'} - set(row) | ({'ece', 'group_ece'} - set(row))
+    json.dumps(row, allow_nan=False)
+
+
+def test_soft_labels_are_weights_for_an_estimator():
+    data, test = toy(n=60), toy(n=300, seed=2)
+    s, model = set_of(data, ipc=6), LogisticRegression(C=.5, tol=1e-8, max_iter=2000)
+    hard = evaluate_estimator(model, s, test)
+    s.soft = torch.nn.functional.one_hot(s.y, 3).float()
+    soft = evaluate_estimator(model, s, test)
+    assert (hard['labels'], soft['labels']) == ('hard', 'soft') and hard['accuracy'] == soft['accuracy']
+    s.soft = torch.tensor([[.5, .25, .25]]).expand(len(s), 3)                         # whatever the image: the shares are learned
+    flat_answer = evaluate_estimator(model, s, test)
+    assert flat_answer['class_accuracy']['c0'] == 1
+    from rdd_nb.evaluation import _answer, _fitted, _for_estimator
+    x, y, w, _ = _for_estimator(model, s)
+    p = _answer(_fitted(model, x, y, w, 0), test.x, 3)[1]
+    assert torch.allclose(p.mean(0), torch.tensor([.5, .25, .25], dtype=torch.float64), atol=.02) and w.sum() == pytest.approx(len(s))
+    assert evaluate_estimator(KNeighborsClassifier(1), s, test)['labels'] == 'hard'
+
+
+def test_an_estimator_that_never_saw_a_class():
+    data, test = toy(), toy(n=90, seed=1)
+    s = SyntheticDataset(data.x[data.y != 1], data.y[data.y != 1], data.mean, data.std, data.classes)
+    with pytest.warns(UserWarning, match='no samples of class c1'): row = evaluate_estimator(LogisticRegression(), s, test)
+    assert row['class_accuracy']['c1'] == 0 and 0 <= row['ece'] <= 1
+    with pytest.raises(ValueError, match='fit and predict'): evaluate_estimator(3, s, test)
+
+
+# Architectures and places
+
+def test_what_does_not_fit_costs_one_line():
+    data, test = toy(), toy(n=60, seed=1)
+    with pytest.warns(UserWarning) as said:
+        rows = evaluate_architectures(set_of(data), test, {k: ARCHITECTURES[k] for k in ('ConvNet', 'ConvNet, batch norm', 'ConvNet, 4 blocks', 'MLP')} | dict(trees=DecisionTreeClassifier()), FAST, 1, device='cpu', minimum=1, population=data)
+    assert [r['method'] for r in rows] == ['ConvNet', 'ConvNet, batch norm', 'ConvNet, 4 blocks', 'MLP', 'trees'] and [r['method'] for r in rows if 'error' in r] == ['ConvNet, 4 blocks']
+    assert any('at most 3' in str(w.message) and str(w.message).startswith('ConvNet, 4 blocks: ') for w in said)
+    table = architecture_table(rows)
+    assert table.accuracy.isna().tolist() == [False, False, True, False, False] and 'at most 3' in table.loc['ConvNet, 4 blocks', 'remark'] and table.remark.str.len().astype(bool).sum() == 1
+    assert all('adjusted_accuracy' in r for r in rows if 'error' not in r)
+    other = SyntheticDataset(data.x, data.y, 0., 1., ['a', 'b', 'c', 'd'])
+    with pytest.raises(ValueError, match='4 classes'): evaluate_architectures(other, test, {'ConvNet': {}}, FAST, 1, device='cpu')      # not the architecture's fault
+
+
+def test_every_named_architecture_can_be_built():
+    for shape, most in (((1, 8, 8), 1), ((1, 28, 28), 0), ((3, 32, 32), 0)):
+        failed = 0
+        for changes in ARCHITECTURES.values():
+            try: Training(**changes).network(shape, 10, 0)
+            except ValueError as e: failed += 1; assert '\n' not in str(e)
+        assert failed == most
+
+
+def test_tables_have_architectures_of_their_own():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(400, 5, generator=g), torch.arange(400) % 2
+    x[:, 0] += 3 * y
+    data = from_arrays(x, y, (torch.arange(400) % 4 == 0).long())
+    rows = evaluate_architectures(data.subset(slice(0, 60)), data.subset(slice(60, 400)), training=Training(epochs=20, batch=20), networks=1, device='cpu')
+    assert [r['method'] for r in rows] == ['logistic regression', 'gradient boosting', 'MLP'] and min(r['accuracy'] for r in rows) > .85
+
+
+def test_domains():
+    "Inverted images are another place: at home all is well, away it is not."
+    data, test = toy(n=240), toy(n=400, seed=1)
+    rows = evaluate_domains(data, test, None, Training(width=8, epochs=20, batch=16), 1, device='cpu')
+    table = domain_table(rows)
+    assert table.shape == (2, 2) and table.index.tolist() == table.columns.tolist() == ['many', 'few'] and min(table.loc['many', 'many'], table.loc['few', 'few']) > table.loc['many', 'few'] + .3
+    seen = []
+    evaluate_domains(data, test, lambda site: (seen.append((len(site), site.group)), set_of(site))[1], FAST, 1, device='cpu')
+    assert seen == [(180, None), (60, None)]                                           # the maker never sees the groups
+    with pytest.raises(ValueError, match='groups'): evaluate_domains(data.without_groups(), test)
+    lacking = data.subset(~((data.group == 1) & (data.y == 2)))
+    with pytest.warns(UserWarning, match='few: has not all classes'): assert len(evaluate_domains(lacking, test, None, FAST, 1, device='cpu')) == 1
+
+
 # Input that does not fit
 
 def test_missing_classes_are_a_warning():
@@ -304,7 +527,7 @@ def test_missing_classes_are_a_warning():
     assert 0 <= row['accuracy'] <= 1
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        evaluate(set_of(data), test, FAST, 1, device='cpu')
+        evaluate(set_of(data), toy(n=600, seed=1), Training(width=8, epochs=20, batch=16), 1, device='cpu')
 
 
 @pytest.mark.parametrize('make, word', [
@@ -330,7 +553,7 @@ def test_arguments_that_do_not_fit(kw, word):
     assert one_line(e) and word in str(e.value)
 
 
-@pytest.mark.parametrize('kw', [dict(epochs=0), dict(batch=0), dict(lr=0), dict(lr=-1), dict(lr=float('nan')), dict(epochs='many'), dict(epochs=2.5), dict(risk='cvr(.2)'), dict(risk=3), dict(risk='twolevel(mean, mean)')], ids=str)
+@pytest.mark.parametrize('kw', [dict(epochs=0), dict(batch=0), dict(lr=0), dict(lr=-1), dict(lr=float('nan')), dict(epochs='many'), dict(epochs=2.5), dict(risk='cvr(.2)'), dict(risk=3), dict(risk='twolevel(mean, mean)'), dict(precision='float16')], ids=str)
 def test_training_that_cannot_be_meant(kw):
     with pytest.raises(ValueError) as e: Training(**kw)
     assert one_line(e)
