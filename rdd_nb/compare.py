@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FULL', 'run_cell', 'run_cells', 'compare', 'gather', 'claim']
 
-# %% ../nbs/62_compare.ipynb #8f7e7690
+# %% ../nbs/62_compare.ipynb #04d64c37
 import traceback, warnings
 from pathlib import Path
 import joblib
@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 from .core import atomic_write, pick_device, read_json, versions, write_json
 from .data import Splits
 from .distill import METHODS, as_method, check_inputs, distill
-from .evaluation import Training, evaluate, fit_clusters, paired, reference_clusters, summarise
+from .evaluation import Training, evaluate, fit_clusters, paired, recipe_differences, reference_clusters, summarise
+from .metrics import NoiseWarning
 from .synthetic import load
 
-# %% ../nbs/62_compare.ipynb #2fd6b5be
+# %% ../nbs/62_compare.ipynb #dccc8c35
 FULL = {'full': None, 'full-risk': '0.5*mean + 0.5*cvar(tail=0.1)'}   # training on all real samples, and under which risk
 
 def run_cell(
@@ -50,12 +51,15 @@ def run_cell(
         source = distill(splits.train, method, ipc, seed, device, out, resume=True, progress=progress, source=source, label=name)
         made = {k: source.provenance[k] for k in ('seconds', 'peak_mb', 'steps')}
     clusters,reference = fit_clusters(splits.train, test),reference_clusters(test)
-    row = evaluate(source, test, training, networks, seed, dict(cluster=clusters, reference_cluster=reference), device)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', NoiseWarning)               # every row keeps its notes; a hundred rows need not repeat them aloud
+        row = evaluate(source, test, training, networks, seed, dict(cluster=clusters, reference_cluster=reference), device,
+                       population=None if splits.train.group is None else splits.train, progress=False)
     row = dict(method=name) | row | made
     write_json(out/'report.json', dict(asked=asked, versions=versions(), config=dict(device=str(device)), rows=[row], summary=summarise([row]), paired=[]))
     return row
 
-# %% ../nbs/62_compare.ipynb #22029467
+# %% ../nbs/62_compare.ipynb #e632850a
 def _attempt(device, splits, cell, shared):
     "The row of a cell; or, where it fails, what went wrong, which is also kept in `error.txt`."
     if str(device) == 'cpu': torch.set_num_threads(1)
@@ -134,6 +138,7 @@ def gather(
     said = [f'{f["method"]} seed {f["seed"]} failed ({f["error"]}; more in {f["file"]})' for f in failed]
     if not rows: raise ValueError(f'all {len(said)} runs failed; {said[0]}')
     report = dict(config=config, rows=rows, summary=summarise(rows), paired=paired(rows)) | (dict(failed=list(failed)) if failed else {})
+    if unlike := recipe_differences(rows): report['unlike'] = unlike               # what was not the same in the evaluation of all rows
     write_json(Path(out)/'report.json', report)
     for line in said: warnings.warn(line)
     return report
