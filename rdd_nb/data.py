@@ -7,13 +7,14 @@ __all__ = ['SHIFTS', 'Splits', 'SOURCES', 'GroupedDataset', 'channel_stats', 'ex
            'blur', 'class_colours', 'own_colour', 'other_colour', 'long_tail', 'as_shift', 'stratified', 'overlap',
            'split', 'from_arrays', 'from_torch', 'from_folder', 'data_root', 'load']
 
-# %% ../nbs/05_data.ipynb #aa25cfa0
-import colorsys, copy, hashlib, html, operator, os, shutil, subprocess, sys
+# %% ../nbs/05_data.ipynb #f091d2e7
+import base64, colorsys, copy, hashlib, html, io, operator, os, shutil, subprocess, sys
 from collections import namedtuple
 from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
+from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 from torchvision import datasets as tv_datasets
 from torchvision.transforms import functional as tvf
@@ -161,7 +162,16 @@ def counts(self: GroupedDataset):
     table = cell.bincount(minlength=self.n_classes * len(groups)).view(self.n_classes, len(groups))
     return pd.DataFrame(table.cpu().numpy(), index=pd.Index(self.classes, name='class'), columns=pd.Index(groups, name='group'))
 
-# %% ../nbs/05_data.ipynb #696197ef
+# %% ../nbs/05_data.ipynb #f5b06c72
+def _of_each_class(self, member, n):
+    "The first `n` samples among `member`, one class after the other."
+    of_class = [idx[member[idx]] for c in range(self.n_classes) if len(idx := self.class_indices(c)) and member[idx].any()]
+    return [idx[k] for k in range(n) for idx in of_class if k < len(idx)][:n]
+
+def _by_group(self):
+    "(name, who is in it) of each group; (None, everybody) without groups."
+    return [(None, torch.ones_like(self.y, dtype=torch.bool))] if self.group is None else [(g, self.group == i) for i, g in enumerate(self.groups)]
+
 @patch
 def show(self: GroupedDataset,
     n=8,  # images per group, one class after the other
@@ -169,11 +179,10 @@ def show(self: GroupedDataset,
     "A row of images for each group. Returns the matplotlib axes. Images with other than 1 or 3 channels show the first."
     if self.x.ndim != 4: raise ValueError(f'only images can be shown, this is a table with {self.x.shape[1]} columns')
     import matplotlib.pyplot as plt
-    rows = [(None, torch.ones_like(self.y, dtype=torch.bool))] if self.group is None else [(g, self.group == i) for i, g in enumerate(self.groups)]
+    rows = _by_group(self)
     fig, axes = plt.subplots(len(rows), n, figsize=(.75 * n, .85 * len(rows) + .2), dpi=80, squeeze=False, layout='constrained')
     for (group, member), row in zip(rows, axes):
-        of_class = [idx[member[idx]] for c in range(self.n_classes) if len(idx := self.class_indices(c)) and member[idx].any()]
-        picked = [idx[k] for k in range(n) for idx in of_class if k < len(idx)][:n]
+        picked = _of_each_class(self, member, n)
         for ax in row: ax.set(xticks=[], yticks=[], visible=False)
         for ax, i in zip(row, picked):
             image = self.subset(i).pixels()[0].permute(1, 2, 0).cpu().numpy()
@@ -184,15 +193,28 @@ def show(self: GroupedDataset,
         if group: row[0].set_ylabel(group, fontsize=8)
     return axes
 
-# %% ../nbs/05_data.ipynb #f39e329f
+# %% ../nbs/05_data.ipynb #9fa34573
+def _strip(self, group, member, n=12):
+    "Images of a group side by side, as one PNG inside the page; empty for a group without samples."
+    picked = _of_each_class(self, member, n)
+    if not picked: return ''
+    x = self.subset(torch.stack(picked)).pixels().cpu().nan_to_num(0).clamp(0, 1)
+    x = torch.nn.functional.pad(x[:, :3 if x.shape[1] == 3 else 1].expand(-1, 3, -1, -1), (0, 1), value=.5)
+    out = io.BytesIO()
+    Image.fromarray(torch.cat(list(x), -1).permute(1, 2, 0).mul(255).round().byte().numpy()).save(out, 'PNG')
+    alt = html.escape(f'{len(picked)} images' + (f' of {group}' if group else '') + ': ' + ', '.join(self.classes[self.y[i]] for i in picked))
+    name = f'<figcaption>{html.escape(group)}</figcaption>' if group else ''
+    return f'<figure style="margin:.3em 0">{name}<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}" style="height:2.5em;max-width:100%;image-rendering:pixelated"></figure>'
+
 @patch
 def _repr_html_(self: GroupedDataset):
-    "In a notebook: the name, what there is, and the table of counts (of the first classes where there are many)."
+    "In a notebook: the name, what there is, images of each group, and the table of counts (of the first groups and classes where there are many)."
+    strips = ''.join(_strip(self, *row) for row in _by_group(self)[:8]) if self.x.ndim == 4 else ''
     counts, shape = self.counts(), ' x '.join(str(s) for s in self.x.shape[1:])
     more = f'<p>and {len(counts) - 20} more classes</p>' if len(counts) > 20 else ''
     head = f'<b>{html.escape(self.name or "unnamed")}</b>: {len(self)} samples of {shape}, {self.n_classes} classes'
     if self.group is None: head += ', groups unknown'
-    return f'<p>{head}</p>{counts.head(20).T.to_html(escape=True)}{more}'
+    return f'<p>{head}</p>{strips}{counts.head(20).T.to_html(escape=True)}{more}'
 
 # %% ../nbs/05_data.ipynb #2a70521a
 @patch
