@@ -264,7 +264,8 @@ def test_transform_of_what_was_never_seen(merged):
 def test_sample(merged):
     assert merged.sample().equals(merged.synthetic_) and len(merged.sample(7)) == 7 and not merged.sample(7).duplicated().any()
     assert merged.sample(7, seed=1).equals(merged.sample(7, seed=1)) and not merged.sample(7, seed=1).equals(merged.sample(7))
-    merged.sample().loc[0, 'mean texture'] = 99
+    mine = merged.sample()
+    mine.loc[0, 'mean texture'] = 99.
     assert merged.synthetic_['mean texture'].max() < 99
     for n in (0, 41):
         with pytest.raises(ValueError, match='expected 1 to 40'): merged.sample(n)
