@@ -12,6 +12,8 @@ from sklearn.linear_model import Ridge
 from torch import nn
 
 from rdd_nb.bilevel import Bilevel, KernelRidge, Unrolled, kernel_ridge, median_gamma, rbf, ridge_fit
+from rdd_nb.data import GroupedDataset
+from rdd_nb.distill import Distiller, Method
 from rdd_nb.matching import Batch, Cells, Setup, within_cells
 from rdd_nb.models import Classifier
 from rdd_nb.risk import CVaR, Entropic, Mean, TwoLevel, WorstCase
@@ -282,12 +284,29 @@ def test_a_subclass_that_says_nothing():
     with pytest.raises(NotImplementedError, match='Nothing does not say what the losses are'): type('Nothing', (Bilevel,), {})().loss(None, problem())
 
 
+# In the loop
+
+@pytest.mark.parametrize('labels', ['hard', 'learned'])
+@pytest.mark.parametrize('objective', [KernelRidge(), KernelRidge('rbf'), Unrolled(2, .1)], ids=repr)
+def test_the_loop_optimises_images_labels_and_step_size(objective, labels):
+    data = GroupedDataset(draw(24, 1, 8, 8).float(), torch.arange(24) % 2, group=torch.arange(24) // 12, groups=['a', 'b'])
+    method = Method(objective, '0.5*mean + 0.5*cvar(0.5)', 'distance', cells='groups', steps=4, batch=8, lr=.1, optimizer='adam', network='mlp', width=8, labels=labels)
+    run = Distiller(data, method, 2, 0, 'cpu')
+    images, soft, learned = run.images.detach().clone(), None if labels == 'hard' else run.soft().detach().clone(), [t.detach().clone() for t in run.objective.learnable]
+    assert all(np.isfinite(float(run.step())) for _ in range(4))
+    assert not torch.equal(run.images, images)
+    if soft is not None: assert not torch.equal(run.soft(), soft)
+    assert all(not torch.equal(a, b) for a, b in zip(run.objective.learnable, learned)) and len(learned) == isinstance(objective, Unrolled)
+
+
 # Memory
 
 PEAK = """
 import sys, torch
 from rdd_nb.bilevel import Unrolled
 from rdd_nb.core import Cost
+from rdd_nb.data import GroupedDataset
+from rdd_nb.distill import Distiller, Method
 from rdd_nb.matching import Batch
 from rdd_nb.models import make_model
 steps, checkpoint = int(sys.argv[1]), sys.argv[2] == 'True'
@@ -302,6 +321,5 @@ print(cost.peak_mb)
 def test_memory_does_not_grow_with_the_activations_of_the_steps():
     "Each in a process of its own, since a process keeps what it once had."
     peak = {(steps, checkpoint): float(subprocess.run([sys.executable, '-c', PEAK, str(steps), str(checkpoint)], capture_output=True, text=True, check=True).stdout)
-            for steps, checkpoint in ((2, True), (10, True), (10, False))}
-    assert peak[10, True] < 1.5 * peak[2, True] + 10, peak
-    assert peak[10, False] > peak[10, True] + 100, peak
+            for steps, checkpoint in ((10, True), (10, False))}
+    assert peak[10, True] < .4 * peak[10, False], peak
