@@ -109,53 +109,63 @@ class KernelLearner(Learner):
     def criterion(self, scores, y): return .5 * (scores - y).square().sum(1)
     def __repr__(self): return f'KernelLearner({self.gamma:g}, {self.l2:g})'
 
-# %% ../nbs/60_tasks.ipynb #a288213d
+# %% ../nbs/60_tasks.ipynb #2c866b7f
 class ConvexLearner(_Linear):
     "A linear model under a smooth convex criterion, by Newton's method, differentiated implicitly; a subclass defines `criterion`."
-    def fit(self, x, y, weights=None, steps=100, tolerance=1e-10):
+    def fit(self, x, y, weights=None, steps=300, tolerance=1e-10):
         w = x.new_full((len(x),), 1 / len(x)) if weights is None else weights / weights.sum()
         with torch.no_grad(): theta = self._newton(self.embed(x), y, w, steps, tolerance)
         slope,hess = self._derivatives(theta, self.embed(x), y, w)
         return theta - torch.linalg.solve(hess, slope.flatten()).view_as(theta)
 
-    def _derivatives(self, theta, f, y, w):
-        "Gradient (p, k) and Hessian (pk, pk) of the training loss, the gradient differentiable in features, targets and weights."
-        z,(p, k) = f @ theta,theta.shape
+    def slopes(self, z, y):
+        "First (n, k) and second (n, k, k) derivatives of the criterion in the scores; the first differentiable in scores and targets. A subclass that knows formulas is faster."
         constant = not (z.requires_grad or y.requires_grad)
         with torch.enable_grad():
             z = z if z.requires_grad else z.requires_grad_(True)
             pull, = torch.autograd.grad(self.criterion(z, y).sum(), z, create_graph=True)
-            bend = torch.stack([torch.autograd.grad(c.sum(), z, retain_graph=True)[0] for c in pull.unbind(1)], 1).detach()
-        if constant: pull = pull.detach()
+            bend = torch.stack([torch.autograd.grad(c.sum(), z, retain_graph=True)[0] for c in pull.unbind(1)], 1)
+        return pull.detach() if constant else pull, bend
+
+    def _derivatives(self, theta, f, y, w):
+        "Gradient (p, k) and Hessian (pk, pk) of the training loss, the gradient differentiable in features, targets and weights."
+        p,k = theta.shape
+        pull,bend = self.slopes(f @ theta, y)
         ridge = torch.full((p, k), self.l2, dtype=f.dtype)
         ridge[-1] = 1e-9                                      # softmax does not know its intercepts up to a common constant
-        hess = torch.einsum('ni,nj,nkl->ikjl', w.detach()[:, None] * f.detach(), f.detach(), bend).reshape(p * k, p * k) + ridge.flatten().diag()
+        with torch.no_grad(): hess = torch.einsum('ni,nj,nkl->ikjl', w[:, None] * f, f, bend).reshape(p * k, p * k) + ridge.flatten().diag()
         return f.T @ (w[:, None] * pull) + self.l2 * torch.cat([theta[:-1], torch.zeros_like(theta[:1])]), hess
 
-# %% ../nbs/60_tasks.ipynb #aae7e9e8
+# %% ../nbs/60_tasks.ipynb #a99b4a9d
 def _newton(self, f, y, w, steps, tolerance):
-    "The minimiser of the training loss, by Newton steps with backtracking."
+    "The minimiser of the training loss, by Newton steps with damping."
     theta = torch.zeros(f.shape[1], self.outputs(y), dtype=f.dtype)
     value = lambda t: ((w * self.criterion(f @ t, y)).sum() + self.penalty(t)).item()
-    now = value(theta)
+    now,damping,eye = value(theta),0.,torch.eye(theta.numel(), dtype=f.dtype)
+    slope,hess = self._derivatives(theta, f, y, w)
     for _ in range(steps):
-        slope,hess = (t.detach() for t in self._derivatives(theta, f, y, w))
-        step = torch.linalg.solve(hess, slope.flatten()).view_as(theta)
-        gain,t = (slope * step).sum().item(),1.
-        if gain < tolerance ** 2 or not gain < float('inf'): break
-        while (new := value(theta - t * step)) > now - 1e-4 * t * gain and t > 1e-6: t /= 2
-        theta,now = theta - t * step,new
+        step = torch.linalg.solve(hess + damping * eye, slope.flatten()).view_as(theta)
+        gain = (slope * step).sum().item()
+        if not gain > tolerance ** 2: break
+        if (new := value(theta - step)) <= now - 1e-4 * gain or gain < 1e-13 * max(1., abs(now)):
+            theta,now,damping = theta - step,new,damping / 10 if damping > 1e-6 else 0.
+            slope,hess = self._derivatives(theta, f, y, w)
+        else: damping = max(10 * damping, 1e-6)
     return theta
 
 ConvexLearner._newton = _newton
 
-# %% ../nbs/60_tasks.ipynb #27e87fd1
+# %% ../nbs/60_tasks.ipynb #786f68f1
 class Logistic(ConvexLearner):
     "Logistic regression: one column of probabilities for two classes, a column per class for more."
     curvature = .25
     def criterion(self, scores, y):
         if y.shape[1] == 1: return F.binary_cross_entropy_with_logits(scores, y, reduction='none')[:, 0]
         return -(y * scores.log_softmax(1)).sum(1)
+    def slopes(self, z, y):
+        p,mass = (torch.sigmoid(z), 1.) if y.shape[1] == 1 else (z.softmax(1), y.sum(1, keepdim=True))
+        bend = (p * (1 - p))[:, :, None] if y.shape[1] == 1 else mass[:, :, None] * (torch.diag_embed(p) - p[:, :, None] * p[:, None])
+        return mass * p - y, bend
 
 class Quantiles(ConvexLearner):
     "Linear quantile regression at `levels`, under the pinball loss with its kink rounded off over a width `beta`."
@@ -167,6 +177,9 @@ class Quantiles(ConvexLearner):
     def criterion(self, scores, y):
         tau,u = torch.tensor(self.levels, dtype=y.dtype),y - scores
         return (tau * u + self.beta * F.softplus(-u / self.beta)).mean(1)
+    def slopes(self, z, y):
+        above,k = torch.sigmoid((z - y) / self.beta),len(self.levels)
+        return (above - torch.tensor(self.levels, dtype=y.dtype)) / k, torch.diag_embed(above * (1 - above)) / (self.beta * k)
     def __repr__(self): return f'Quantiles({self.levels}, {self.l2:g}, {self.features!r}, {self.beta:g})'
 
 # %% ../nbs/60_tasks.ipynb #96ca25cd

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from rdd_nb.risk import CVaR, Mean, WorstCase
-from rdd_nb.tasks import (SURROGATES, TASKS, Affine, Density, Exact, Fourier, KernelLearner, Logistic, NetworkLearner, Quadratic, Quantiles, RidgeLearner, Sample, SmallSet,
+from rdd_nb.tasks import (SURROGATES, TASKS, ConvexLearner, Density, Exact, Fourier, KernelLearner, Logistic, NetworkLearner, Quadratic, Quantiles, RidgeLearner, Sample, SmallSet,
                           Surrogate, Task, by_environment, classification, descend, faithfulness, optimum, random_subsets, ranking, regression, spearman)
 
 F64 = torch.float64
@@ -83,11 +83,21 @@ def test_what_is_learned_is_a_minimum_of_the_training_loss(learner):
     assert torch.autograd.grad(learner.training_loss(leaf, x, y), leaf)[0].abs().max() < 1e-7
 
 
+@pytest.mark.parametrize('learner', [Logistic(.1), Quantiles((.2, .7), .05)], ids=repr)
+@pytest.mark.parametrize('k', [1, 3])
+def test_formulas_of_slopes_are_those_of_autograd(learner, k):
+    if isinstance(learner, Quantiles): z, y = draw(6, 2), draw(6, 1, seed=1)
+    else: z, y = draw(6, k), torch.rand(6, k, generator=torch.Generator().manual_seed(1), dtype=F64)
+    for a, b in zip(learner.slopes(z, y), ConvexLearner.slopes(learner, z.clone(), y)): torch.testing.assert_close(a, b)
+
+
 def test_newton_survives_a_bad_start():
     "Separable, far apart, hardly regularised: plain Newton steps would run away."
     x = torch.tensor([[-30.], [-29], [40], [60]], dtype=F64)
     theta = Logistic(1e-4).fit(x, torch.tensor([[0.], [0], [1], [1]], dtype=F64))
     assert theta.isfinite().all() and theta[0] > 0
+    far = Quantiles((.1, .5), 1e-3, beta=.1).fit(torch.zeros(5, 1, dtype=F64), torch.tensor([[-200.], [300], [301], [302], [900]], dtype=F64))      # a straight line between the kinks
+    assert -200 <= far[-1, 0] < 300 and abs(far[-1, 1] - 301) < .5
 
 
 def test_quantiles_of_a_sample():
