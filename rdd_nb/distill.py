@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'Method', 'as_method', 'needs_groups', 'Distiller', 'check_inputs', 'distill']
 
-# %% ../nbs/45_distill.ipynb #b2d867a6
+# %% ../nbs/45_distill.ipynb #96d04778
 import copy, dataclasses, hashlib, io, json, math, numbers, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,11 @@ from .priors import MultiFormation, Pixels, Prior, as_prior
 from .matching import Batch, Cells, DistributionMatching, GradientMatching, Objective, Setup, within_cells
 from .synthetic import SyntheticDataset, load, save, save_png
 from .bilevel import KernelRidge, Unrolled
-from .moments import representative_batch
-from .teacher import soft_labels, train_teacher
+from .moments import CharacteristicMatching, KernelMatching, MomentMatching, representative_batch
+from .teacher import BatchNormAlignment, select_patches, soft_labels, train_teacher
 from .trajectory import TrajectoryMatching
 
-# %% ../nbs/45_distill.ipynb #3ed5693d
+# %% ../nbs/45_distill.ipynb #727066db
 def _check_numbers(m):
     "One line for a number of the method that cannot be meant."
     for name, least in (('steps', 0), ('batch', 1), ('network_life', 1), ('network_steps', 0), ('network_batch', 1), ('width', 1), ('cells_per_class', 1), ('cells_steps', 0), ('teacher_steps', 1)):
@@ -49,12 +49,12 @@ def _check_risk(m):
     "One line for a risk and a place that do not go together."
     if m.risk is not None and not isinstance(m.risk, risks.Risk): raise ValueError(f"risk={m.risk!r}: expected a risk measure, such as CVaR(0.2) or 'cvar(tail=0.2)'")
     if (m.risk is None) != (m.risk_at is None): raise ValueError(f'risk={m.risk!r} and risk_at={m.risk_at!r}: a risk needs its place, and a place its risk')
-    if m.risk_at == 'network' and not m.network_steps: raise ValueError("risk_at='network' acts while the network is trained, so network_steps must be above 0")
+    if m.risk_at == 'network' and not m.network_steps and not (m.objective and m.objective.own_networks): raise ValueError("risk_at='network' acts while the network is trained, so network_steps must be above 0")
     if m.risk_at == 'distance' and m.risk.needs_groups: raise ValueError(f"risk={m.risk!r} looks at groups, but at risk_at='distance' there is one number per cluster: pass a measure such as CVaR(0.2)")
     if m.objective is not None and m.risk_at not in (None, *m.objective.places): raise ValueError(f'risk_at={m.risk_at!r}: in {m.objective!r} a risk can act at {", ".join(m.objective.places)}')
     if m.risk is not None and _remembers(m.risk): raise ValueError(f'risk={type(m.risk).__name__} remembers earlier batches, which a checkpoint would have to hold; use one without state')
 
-# %% ../nbs/45_distill.ipynb #7e71224d
+# %% ../nbs/45_distill.ipynb #df28b34b
 @dataclass(frozen=True)
 class Method:
     "What a distillation does; see `METHODS` for the named ones."
@@ -65,7 +65,7 @@ class Method:
     cells_per_class: int | None = None  # for 'kmeans'; None: as many as synthetic samples
     cells_in: str = 'pixels'         # where k-means looks for them: 'pixels', or 'features' or 'errors' of a network trained for a moment
     cells_steps: int = 80            # updates of that network
-    init: str = 'kmeans'             # real samples to start from, see `rdd_nb.clustering.choose`
+    init: str = 'kmeans'             # real samples to start from, see `rdd_nb.clustering.choose`; or 'patches' that a teacher recognises, packed (RDED)
     base: str = 'uniform'            # weights of the real samples before any risk: 'uniform', or 'density', inversely to a density estimate
     prior: Prior = Pixels()          # what is stored and how it becomes samples, see `rdd_nb.priors`
     labels: str = 'hard'             # 'hard', 'learned' with the samples, or 'teacher': what a network trained on the real samples says
@@ -90,7 +90,7 @@ class Method:
         if isinstance(self.risk, str): object.__setattr__(self, 'risk', risks.from_string(self.risk))
         if isinstance(self.prior, str): object.__setattr__(self, 'prior', as_prior(self.prior))
         _check_numbers(self)
-        for name, allowed in (('risk_at', (None, 'network', 'target', 'distance')), ('cells', ('synthetic', 'initial', 'kmeans', 'groups')), ('cells_in', ('pixels', 'features', 'errors')), ('init', CHOICES), ('base', ('uniform', 'density')), ('chosen', ('random', 'representative')), ('labels', ('hard', 'learned', 'teacher')), ('optimizer', ('sgd', 'adam')), ('network', tuple(MODELS))):
+        for name, allowed in (('risk_at', (None, 'network', 'target', 'distance')), ('cells', ('synthetic', 'initial', 'kmeans', 'groups')), ('cells_in', ('pixels', 'features', 'errors')), ('init', (*CHOICES, 'patches')), ('base', ('uniform', 'density')), ('chosen', ('random', 'representative')), ('labels', ('hard', 'learned', 'teacher')), ('optimizer', ('sgd', 'adam')), ('network', tuple(MODELS))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name}={getattr(self, name)!r} is not known; choose from {", ".join(map(str, allowed))}')
         if self.objective is not None and not isinstance(self.objective, Objective): raise ValueError(f'objective={self.objective!r}: expected an Objective, such as GradientMatching()')
@@ -105,10 +105,11 @@ class Method:
         "The card as plain values, for JSON."
         return {f.name: v if isinstance(v := getattr(self, f.name), (str, int, float, type(None))) else repr(v) for f in dataclasses.fields(self)}
 
-# %% ../nbs/45_distill.ipynb #ef1e2234
+# %% ../nbs/45_distill.ipynb #fb82002c
 _gradient = Method(GradientMatching(), steps=200, lr=.02, network_life=10, network_steps=2, network_lr=.05)
 _distribution = Method(DistributionMatching(), steps=200, lr=5., batch=256)
 _idc = dataclasses.replace(_gradient, objective=GradientMatching('l2'), prior=MultiFormation(2), augment='crop cutout scale rotate', network_mix=.5, lr=.1)
+_adam = dict(steps=100, lr=.03, optimizer='adam')
 _uniform = dict(risk=risks.TwoLevel(risks.Mean(), risks.Mean()), cells='kmeans', cells_per_class=3)
 _mean_cvar = dict(risk=.5 * risks.Mean() + .5 * risks.CVaR(.5), cells='kmeans', cells_per_class=4)
 
@@ -125,6 +126,11 @@ METHODS = {
     'distribution': _distribution,
     'trajectory': Method(TrajectoryMatching(), steps=60, lr=200.),
     'kernel': Method(KernelRidge(), steps=200, lr=.01, optimizer='adam', network_life=10, network_steps=2, network_lr=.05),
+    'moments': Method(MomentMatching(), **_adam),
+    'characteristic': Method(CharacteristicMatching(), **_adam),
+    'mmd': Method(KernelMatching(), **_adam),
+    'batch-norm': Method(BatchNormAlignment(), **_adam),
+    'patches': Method(init='patches', labels='teacher'),
     'unrolled': Method(Unrolled(steps=20, lr=.1), steps=100, lr=.003, optimizer='adam'),
     'rdd-network': dataclasses.replace(_gradient, risk_at='network', **_uniform),
     'rdd-target': dataclasses.replace(_gradient, lr=.2, risk_at='target', **_uniform),
@@ -153,7 +159,7 @@ def needs_groups(data, method):
     for name, wanted in (('cells', method.cells == 'groups' and method.risk is not None), ('init', method.init == 'groups')):
         if wanted and data.group is None: raise ValueError(f"{name}='groups' needs a data set with group ids, and this one has none")
 
-# %% ../nbs/45_distill.ipynb #7320edee
+# %% ../nbs/45_distill.ipynb #2bf89391
 class Distiller:
     "The state of a distillation, one `step` at a time. `distill` runs it to the end."
     def __init__(
@@ -169,17 +175,16 @@ class Distiller:
         self.method,self.ipc,self.seed,self.device,self.progress = method,ipc,seed,pick_device(device),progress
         self.x,self.y = data.x.to(self.device),data.y.to(self.device)
         self.shape,self.n_classes = tuple(data.x.shape[1:]),data.n_classes
-        chosen = choose(method.init, data.x, data.y, ipc * method.prior.per_sample, seed, data.group)
-        self.initial,self.sy = data.x[chosen].to(self.device),data.y[chosen].to(self.device)
         self.members = [torch.where(data.y == c)[0].cpu() for c in range(self.n_classes)]
+        self.weight = torch.zeros(len(self.y), device=self.device)      # what the risk gave to each real sample so far
+        self.base = density_weights(self.x, self.y) if method.base == 'density' else None
+        self.initial,self.sy = self._initial(data, ipc * method.prior.per_sample)
         self.stored = method.prior.begin(self.initial, self.x, self.y, seed, progress)
         self.cells = self._fixed_cells(data) if method.risk is not None else None
-        self.base = density_weights(self.x, self.y) if method.base == 'density' else None
         per_class = dict(kmeans=method.cells_per_class or ipc, groups=len(data.groups or ())).get(method.cells, ipc * method.prior.per_sample)
         self.owner = torch.arange(self.n_classes, device=self.device).repeat_interleave(per_class)
         self.logits = 5 * F.one_hot(self.sy, self.n_classes).float()
         self.step_number,self.history = 0,[]
-        self.weight = torch.zeros(len(self.y), device=self.device)      # what the risk gave to each real sample so far
         self.objective = method.objective and method.objective.begin(self._setup())
         if self.objective: self._make_optimizer(); self._draw_network()
 
@@ -208,7 +213,7 @@ class Distiller:
         "The synthetic samples as they stand, without gradient."
         with torch.no_grad(): return self.stored.decode().detach()
 
-# %% ../nbs/45_distill.ipynb #b00b6259
+# %% ../nbs/45_distill.ipynb #954cec36
 @patch
 def _new_network(self:Distiller, *keys):
     m = self.method
@@ -237,6 +242,18 @@ def _train(self:Distiller, net, optimizer, steps, *keys, plain=False):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+@patch
+def _initial(self:Distiller, data, k): # images, labels
+    "Real samples to start from, `k` of each class."
+    m = self.method
+    if m.init != 'patches':
+        rows = choose(m.init, data.x, data.y, k, self.seed, data.group)
+        return data.x[rows].to(self.device), data.y[rows].to(self.device)
+    cells = class_kmeans_ids(self.x, self.y, m.cells_per_class or self.ipc, self.seed, self._cell_features()) if m.cells == 'kmeans' else None
+    plain = dataclasses.replace(self._setup(), train=lambda net, steps, *keys, lr=None: self._train(net, torch.optim.SGD(net.parameters(), lr or m.network_lr, momentum=.9), steps, *keys, plain=True))
+    images,labels,_ = select_patches(train_teacher(plain, m.teacher_steps), self.x, self.y, k, cells=cells, seed=self.seed)
+    return images, labels
 
 @patch
 def _train_network(self:Distiller): self._train(self.network, self.network_optimizer, self.method.network_steps, 'network batch', self.step_number)

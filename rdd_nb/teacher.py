@@ -85,9 +85,11 @@ def alignment(
     return sum((((m - mr).square() / (v0 + 1e-5)) + ((v - vr).square() / (v0 + 1e-5).square())).mean(1)
                for (mr, vr), (m, v), (_, v0) in zip(real, synthetic, scale))
 
-# %% ../nbs/39_teacher.ipynb #012a21da
+# %% ../nbs/39_teacher.ipynb #22c6f257
 class BatchNormAlignment(Objective):
     "Right class under a teacher, and batch-norm statistics as the real samples have them (after SRe2L, Yin et al. 2023)."
+    own_networks = True
+
     def __init__(
         self,
         weight: float = 1.,       # of the alignment beside the cross-entropy

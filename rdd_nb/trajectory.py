@@ -184,14 +184,14 @@ def weighted_segment(
         theta = theta.detach() - lr * speed
     return theta,total / steps
 
-# %% ../nbs/38_trajectory.ipynb #2af01944
+# %% ../nbs/38_trajectory.ipynb #3697bec5
 def _whole(name, value, least, most=None):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least or most is not None and value > most:
         raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}{'' if most is None else f' and at most {most}'}")
 
 class TrajectoryMatching(Objective):
     "Where a student arrives beside where an expert arrives (MTT, Cazenavette et al. 2022; window: DATM, Guo et al. 2024; memory: after TESLA, Cui et al. 2023)."
-    uses_labels,places = True,('network', 'target')
+    uses_labels,own_networks,places = True,True,('network', 'target')
 
     def __init__(
         self,

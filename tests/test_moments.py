@@ -12,7 +12,7 @@ from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import Distiller, Method
 from rdd_nb.matching import Batch, Cells, DistributionMatching, within_cells
 from rdd_nb.models import Classifier, make_model
-from rdd_nb.moments import CharacteristicMatching, KernelMatching, MomentMatching, feature_rows, feature_spread
+from rdd_nb.moments import CharacteristicMatching, KernelMatching, MomentMatching, feature_spread
 from rdd_nb.risk import CVaR, Mean, Risk, TwoLevel
 
 F64 = torch.float64
