@@ -192,7 +192,7 @@ def group_bars(
     fig.supxlabel('accuracy', size=8)
     return list(grid[:len(groups)])
 
-# %% ../nbs/55_plots.ipynb #a60c32cd
+# %% ../nbs/55_plots.ipynb #7f75e9f1
 def _forest_names(paired):
     one = len({p['baseline'] for p in paired}) == 1
     return [str(p['method']) if one else f"{p['method']} − {p['baseline']}" for p in paired]
@@ -214,7 +214,7 @@ def forest(
     ax = _axes(ax, forest_height(paired))
     for i, p in enumerate(paired):
         mean, low, high = (100 * v for v in _interval(p | {'mean': p['difference']}))
-        c, clear = colour(p['method']), low > 0 or high < 0
+        c, clear = colour(p['method']), (low > 0 or high < 0) and (high > low or p.get('n_seeds', 0) >= 5)   # no width below five seeds is a coincidence
         if high > low: ax.plot([low, high], [i, i], color=c, lw=1.6, solid_capstyle='butt')
         ax.plot(mean, i, marker(p['method']), ms=6.5, mfc=c if clear else 'none', mec=c, mew=1.3)
         text = f'{mean:+.1f}' + (f' [{low:+.1f}, {high:+.1f}]' if high > low else '')

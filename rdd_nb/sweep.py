@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['KEYS', 'DATA', 'Plan', 'read_grid', 'plan', 'sweep', 'load_data', 'do_sweep', 'add_command']
 
-# %% ../nbs/63_sweep.ipynb #36c885bf
+# %% ../nbs/63_sweep.ipynb #a04ccc18
 import dataclasses, hashlib, itertools, re, tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from .compare import FULL, claim, gather, run_cells
-from .core import atomic_write, pick_device, versions
+from .core import atomic_write, pick_device, versions, write_json
 from .data import load
 from .distill import METHODS, as_method, check_inputs
 from .evaluation import Training
@@ -139,7 +139,7 @@ def _blame(refused, fine, where):
     k, v, reason = next((l for l in lost if l[2].startswith(l[0])), lost[0])
     raise ValueError(f'{where}: {k} = {v!r} cannot be used ({reason})')
 
-# %% ../nbs/63_sweep.ipynb #72616962
+# %% ../nbs/63_sweep.ipynb #62a21216
 def sweep(
     todo,                     # a `Plan`, or the path of a TOML file
     out,                      # folder for everything
@@ -160,6 +160,7 @@ def sweep(
     shared = dict(source=source, data=splits.train.name, train_hash=splits.train.hash(), test_hash=getattr(splits, todo.on).hash(), on=todo.on, training=todo.training.describe(), networks=todo.networks)
     claim(out, shared, resume)
     atomic_write(out/'grid.toml', lambda p: p.write_text(todo.text, encoding='utf-8'))
+    write_json(out/'cells.json', {c['folder']: (c['name'], c['seed']) for c in todo.cells})
     cells = [{k: v for k, v in c.items() if k != 'folder'} | dict(out=out/'runs'/c['folder']) for c in todo.cells]
     rows, failed = run_cells(splits, cells, device, jobs, progress, training=todo.training, networks=todo.networks, on=todo.on, source=source)
     methods = {c['name']: c['method'].describe() if c['method'] else c['name'] for c in todo.cells}

@@ -376,3 +376,76 @@ def test_forest_marks_what_excludes_zero():
     ax = plots.forest([entry | dict(low=.01, high=.09), entry | dict(low=-.01, high=.11), entry | dict(low=None, high=None)], ax=Figure().subplots())
     fills = [line.get_markerfacecolor() for line in ax.lines if len(line.get_xdata()) == 1]
     assert [f == 'none' for f in fills] == [False, True, True]
+
+
+# What was found by looking at pages
+
+def two_seeds(gain):
+    "Two seeds with exactly the same difference."
+    rows = [dict(method=m, seed=s, accuracy=.5 + .1 * s + g, group_accuracy={'a': .9, 'b': .5 + .1 * s + g}) for m, g in (('gradient', 0.), ('rdd-target', gain)) for s in (0, 1)]
+    return dict(rows=rows)
+
+
+def test_agreement_of_two_seeds_is_no_certainty(tmp_path):
+    write_json(tmp_path/'report.json', two_seeds(.125))
+    c = read_comparison(tmp_path)
+    assert findings(c)[0].difference['low'] == findings(c)[0].difference['high'] > 0 and findings(c)[0].answer == 'open'
+
+
+def test_intervals_of_accuracies_stay_in_bounds(tmp_path):
+    write_json(tmp_path/'report.json', dict(rows=[dict(method='gradient', seed=s, accuracy=a, group_accuracy={'x': a, 'y': a}) for s, a in enumerate((.1, .9))]))
+    cell = columns(read_comparison(tmp_path))['accuracy'][0]
+    assert (cell.low, cell.high) == (0, 1)
+    assert '95 % interval 0.0 to 100.0' in headline(read_comparison(tmp_path))[1]
+
+
+def test_sets_with_different_labels_are_shown_and_not_compared(tmp_path):
+    for name, classes in (('a', ('0', '1', '2')), ('b', ('cat', 'dog'))):
+        rows = [row(m, s, g) for m, g in (('gradient', 0.), ('rdd-target' if name == 'a' else 'kmeans', .2)) for s in (0, 1)]
+        for r in rows:
+            for k in ('class_group_accuracy', 'class_group_counts'): r[k] = {f'{c}|{g}': r[k][f'{i}|{g}'] for i, c in enumerate(classes) for g in GROUPS}
+        write_json(tmp_path/name/'report.json', dict(rows=rows))
+    c = read_comparison([tmp_path/'a', tmp_path/'b'])
+    assert 'different labels' in c.notes[0] and 'cat, dog' in c.notes[0]
+    assert findings(c) == [] and 'none of them can be called the best' in headline(c)[0]
+    assert difference(c, 'rdd-target', 'kmeans') is None and difference(c, 'rdd-target', 'gradient @ a') is not None
+    assert all(m in to_html(c) and m in to_markdown(c) for m in ('rdd-target', 'kmeans'))
+
+
+def test_rows_of_different_recipes_are_told(tmp_path):
+    write_json(tmp_path/'report.json', dict(rows=[row(m, s) | dict(training=dict(epochs=e), networks=1) for m, e in (('gradient', 10), ('kmeans', 20)) for s in (0, 1)]))
+    assert any('Not all rows were evaluated alike' in n and 'epochs' in n for n in read_comparison(tmp_path).notes)
+
+
+def test_whatever_was_measured_is_shown(tmp_path):
+    write_json(tmp_path/'report.json', dict(rows=[row('gradient', s) | dict(ece=.25, group_ece={'majority': .125}, corruptions={'fog': dict(accuracy=.375, group_accuracy={'majority': .5})}, worst_class=dict(name='1', n=3)) for s in (0, 1)]))
+    page = page_of(tmp_path)
+    assert {.25, .125, .375} <= set(page.numbers)
+    text = ' '.join(page.text)
+    assert 'group ece, majority' in text and 'corruptions, fog, accuracy' in text
+    assert 'corruptions, fog, accuracy' in to_markdown(read_comparison(tmp_path))
+
+
+def test_a_failed_run_keeps_its_name_and_its_reason(folder):
+    runs = folder/'runs'
+    (runs/'gradient-seed1').rename(runs/'gradient_at_its_best-123abc-seed1')
+    for f in ('synthetic.safetensors', 'metrics.jsonl'): (runs/'gradient_at_its_best-123abc-seed1'/f).unlink()
+    (runs/'gradient_at_its_best-123abc-seed1'/'error.txt').write_text('Traceback (most recent call last):\n  File "x"\nRuntimeError: out of <memory>\n')
+    write_json(folder/'cells.json', {'gradient_at_its_best-123abc-seed1': ['gradient at its best', 1]})
+    notes = read_comparison(folder).notes
+    assert any(n.startswith('gradient at its best seed 1: failed (RuntimeError: out of <memory>)') for n in notes)
+    assert '&lt;memory&gt;' in to_html(read_comparison(folder)) and not any('not finished' in n for n in notes)
+
+
+def test_pictures_are_drawn_for_a_few_of_many_methods(tmp_path):
+    rows = [row(f'method {k:02}', 0, k / 100) | dict(confusion=[[9, 1], [2, 8]]) for k in range(14)]
+    write_json(tmp_path/'report.json', dict(rows=rows))
+    page = to_html(read_comparison(tmp_path))
+    assert page.count('confusion matrix. Most') <= 2 * 8 and 'Without pictures here' in page and len(page) < 400_000
+
+
+def test_map_says_who_is_near_whom(written):
+    g = torch.Generator().manual_seed(0)
+    data = GroupedDataset(torch.rand(40, 1, 8, 8, generator=g), torch.arange(40) % 3, group=torch.arange(40) % 2, groups=list(GROUPS), classes=list(CLASSES))
+    first, again = (to_html(read_comparison(written), data) for _ in range(2))
+    assert first == again and 'are nearest (in pixels) to a real sample of minority, the group of 50 %' in first and 't-SNE' in first
