@@ -5,7 +5,7 @@
 For each task and seed (a seed draws the population or divides the table, and draws the start):
 
 - every surrogate is minimised from the same random subset, with the same number of steps of the same size, and the true risk of the set it ends with is read once, on the test sample;
-- every surrogate orders candidate sets, separately for subsets (random ones, half of them with noise) and distilled ones (those that the descents of all surrogates passed through).
+- every surrogate orders candidate sets, separately for subsets (random ones, half of them with noise) and distilled ones (those that the descents of all surrogates ended with).
 
 In tasks with a risk over environments all surrogates use it: over environments, they take the task's risk of their distances. Four of them are also run `pooled`, without environments, as they were published.
 Finished rows are kept in the folder `--work` and not computed again.
