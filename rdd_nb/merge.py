@@ -716,7 +716,7 @@ def paired_sites(rows, method, base, model, metric='auroc', over='worst', base_m
     d = (t.loc[method, model] - t.loc[base, base_model or model]).dropna()
     return dict(method=method, base=base, model=model, base_model=base_model or model, metric=metric, over=over, n_splits=len(d), **{dict(mean='difference').get(k, k): v for k, v in interval(d).items()})
 
-# %% ../nbs/70_merge.ipynb #7526199a
+# %% ../nbs/70_merge.ipynb #464cafe9
 def _distances(
     records, # (n, d) encoded, NaN in the holes
     z,       # (m, d) encoded synthetic rows
@@ -733,18 +733,18 @@ def privacy_report(
     members,  # dict of tables it was made from
     holdout,  # dict of tables of the same sites that it was not made from
     seed=0,
-) -> dict: # copies, closer_to_member, membership_auc, nearest_member and nearest_holdout (median distances), n
+) -> dict: # copies, copies_of_holdout, closer_to_member, membership_auc, nearest_member and nearest_holdout (median distances), n
     "Distance to the closest record, against a holdout. Members are drawn per site, as many as are held out."
     r, z = np.random.default_rng(seed), codec.transform(table)
     outside = {k: codec.transform(t) for k, t in holdout.items()}
     inside = {k: codec.transform(t) for k, t in members.items()}
-    copies = np.min(np.concatenate([_distances(t, z) for t in inside.values()]), 0) < 1e-6
     drawn = [inside[k][r.permutation(len(inside[k]))[:len(t)]] for k, t in outside.items()]
     a, b = (_distances(np.concatenate(v), z) for v in (drawn, [t[:len(d)] for d, t in zip(drawn, outside.values())]))
     near = a.min(0), b.min(0)
     closer = np.where(np.isclose(*near), .5, near[0] < near[1]).mean()
     who, score = np.repeat([1, 0], [len(a), len(b)]), -np.concatenate([a.min(1), b.min(1)])
-    return dict(copies=int(copies.sum()), closer_to_member=float(closer), membership_auc=float(roc_auc_score(who, score)),
+    same = [int((d < 1e-6).sum()) for d in near]
+    return dict(copies=same[0], copies_of_holdout=same[1], closer_to_member=float(closer), membership_auc=float(roc_auc_score(who, score)),
                 nearest_member=float(np.median(near[0])), nearest_holdout=float(np.median(near[1])), n=len(a))
 
 # %% ../nbs/70_merge.ipynb #b72c0c3d

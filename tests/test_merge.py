@@ -377,7 +377,7 @@ def test_privacy_report_finds_copies(hospitals, merged):
     for t, expected in (a, 1.), (b, 0.):
         copy = pd.concat([v.sample(30, random_state=0) for v in t.values()])
         r = privacy_report(copy, merged.codec_, a, b)
-        assert r['closer_to_member'] == expected and (r['copies'] == 90) == (expected == 1) and (r['membership_auc'] > .5) == (expected == 1)
+        assert r['closer_to_member'] == expected and (r['copies'] > 80, r['copies_of_holdout'] > 80) == (expected == 1, expected == 0) and (r['membership_auc'] > .5) == (expected == 1)
 
 
 # Files and the command
