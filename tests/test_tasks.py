@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from rdd_nb.risk import CVaR, Mean, WorstCase
 from rdd_nb.tasks import (SURROGATES, TASKS, ConvexLearner, Density, Exact, Fourier, KernelLearner, Logistic, NetworkLearner, Quadratic, Quantiles, RidgeLearner, Sample, SmallSet,
-                          Surrogate, Task, by_environment, classification, descend, faithfulness, optimum, random_subsets, ranking, regression, spearman)
+                          Task, by_environment, classification, descend, faithfulness, optimum, random_subsets, ranking, regression, spearman)
 
 F64 = torch.float64
 ONE = lambda: torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
