@@ -6,11 +6,11 @@
 __all__ = ['PDES', 'FIELDS', 'SAMPLERS', 'STEPS', 'DAMPING', 'LEARN', 'METHODS', 'BLUE', 'ORANGE', 'GREEN', 'PINK', 'jets',
            'profile', 'PDE', 'sine_series', 'Heat', 'Helmholtz', 'Poisson', 'Burgers', 'method_of_lines', 'AllenCahn',
            'make_pde', 'inside', 'outside', 'PINN', 'Points', 'load_points', 'sample_points', 'fit', 'Exam',
-           'Distillation', 'distill_points', 'rar', 'rad', 'causal', 'best_of', 'prepare', 'compare_points', 'fit_adam',
-           'plot_points', 'plot_solution', 'plot_distance', 'do_pinn', 'add_command']
+           'Distillation', 'distill_points', 'rar', 'rad', 'causal', 'adapted', 'best_of', 'prepare', 'compare_points',
+           'fit_adam', 'plot_points', 'plot_solution', 'plot_distance', 'do_pinn', 'add_command']
 
-# %% ../nbs/75_pinn.ipynb #7efbccc2
-import dataclasses, inspect, json, math, os, shutil, tempfile
+# %% ../nbs/75_pinn.ipynb #7b36e829
+import dataclasses, json, math, os, shutil, tempfile
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -502,7 +502,7 @@ def fit(
     if not all(p.isfinite().all() for p in net.theta): raise ValueError(f'{pde.name}: training diverged; more damping or fewer points of extreme weight may help')
     return net
 
-# %% ../nbs/75_pinn.ipynb #6c9ae7f9
+# %% ../nbs/75_pinn.ipynb #57f972c9
 class Exam:
     "Conditions (m, k) with reference solutions on a grid. `errors(net)` are the relative L2 errors (m,), differentiable."
     def __init__(self, pde, c, nx=21, ny=11):
@@ -529,20 +529,20 @@ class Exam:
     def report(self, net):
         "Means and the worst over the conditions, as numbers."
         e,energy = self.errors(net), self.energy_errors(net)
-        return dict(mean=e.mean().item(), worst=e.max().item(), tail=CVaR(.1)(e).item(), residual=self.residuals(net).mean().item(), energy=None if energy is None else energy.mean().item())
+        return dict(mean=e.mean().item(), worst=e.max().item(), tail=CVaR(.1)(e).item(), residual=self.residuals(net, self.grid[::5]).mean().item(), energy=None if energy is None else energy.mean().item())
 
-# %% ../nbs/75_pinn.ipynb #3004df6d
+# %% ../nbs/75_pinn.ipynb #9efebdd3
 LEARN = 'points', 'weights', 'targets'
 
 @dataclass
 class Distillation:
     "How a set of points is distilled. Raises `ValueError` for settings that cannot be meant."
-    steps: int = 60             # updates of the set
+    steps: int = 100            # updates of the set
     risk: Risk = dataclasses.field(default_factory=lambda: CVaR(.2))   # over the conditions' errors; or its text
     learn: tuple = ('points', 'weights')   # and 'targets'
     objective: str = 'error'    # 'error' against the reference solver, or 'residual' (no solver)
     unroll: int = 1             # training steps that are differentiated, counted from the last; 15: the exact derivative
-    damping: tuple = DAMPING    # of the training
+    damping: tuple = (10., .01) # of the training: a distilled set suffers less from a close fit than a sampled one
     lr: float = .12             # of the points, in logits; weights move at half of it, targets at a quarter
     conditions: int = 32        # training conditions, and as many for validation
     start: str = 'sobol'        # a sampler
@@ -611,11 +611,11 @@ def _try(pde, current, val, how, seed, i, best, history):
     history.append(dict(step=i, risk=value if math.isfinite(value) else None))
     return (value, now) if value < best[0] else best
 
-# %% ../nbs/75_pinn.ipynb #a0c0cf29
+# %% ../nbs/75_pinn.ipynb #32f28b46
 def _pool(pde, m, *keys):
     return _place(pde, _cube(pde, m, 'sobol', *keys, 'pool'))
 
-def rar(pde, n, seed, every=2, last=8, pool=500):
+def rar(pde, n, seed, every=3, last=12, pool=500):
     "A `change` for `fit` that adds the points with the largest residuals until there are n."
     def change(k, net, points):
         if k == 0 or k % every or k > last or len(points) >= n: return points
@@ -626,7 +626,7 @@ def rar(pde, n, seed, every=2, last=8, pool=500):
                       torch.cat([points.target, torch.zeros(add, dtype=points.target.dtype)]), torch.ones(len(points) + add, dtype=points.weight.dtype), points.provenance)
     return change
 
-def rad(pde, n, seed, every=2, last=8, pool=500):
+def rad(pde, n, seed, every=3, last=12, pool=500):
     "A `change` for `fit` that draws the collocation points anew, by the size of the residual."
     def change(k, net, points):
         if k == 0 or k % every or k > last: return points
@@ -649,7 +649,20 @@ def causal(epsilon=1.):
         return dataclasses.replace(points, weight=torch.where(points.value, 1., (-epsilon * before).exp().clamp(min=1e-3)))
     return change
 
-# %% ../nbs/75_pinn.ipynb #72e84767
+# %% ../nbs/75_pinn.ipynb #67b98179
+def adapted(
+    pde, points, change,   # e.g. `rar(pde, n, seed)`
+    *keys, **kwargs,       # for `fit`
+) -> Points:
+    "The points that a training with `change` ends with."
+    last = points
+    def watch(k, net, points):
+        nonlocal last
+        last = change(k, net, points)
+        return last
+    fit(pde, points, *keys, change=watch, **kwargs)
+    return dataclasses.replace(last, provenance=points.provenance | dict(adapted=True))
+
 def best_of(pde, n, seed, labels=0, tries=50, how=None):
     "The one of `tries` Sobol sets with the least risk over the training conditions, each judged with a freshly drawn network."
     how = how or Distillation()
@@ -665,23 +678,25 @@ METHODS = 'untrained', 'uniform', 'lhs', 'sobol', 'rar', 'rad', 'causal', 'best 
 def prepare(
     pde, method,    # one of METHODS
     n=64, seed=0, labels=0,
-    how=None,       # `Distillation`; its damping is everybody's
+    how=None,       # `Distillation`, for 'distilled' and 'best of 50'
+    damping=DAMPING,# for all but 'distilled', which has its own
     progress=False,
 ) -> tuple: # (points, keyword arguments for `fit`)
     "A method's points and how to train on them. Raises `ValueError` for an unknown name."
     if method not in METHODS: raise ValueError(f'method: got {method!r}, expected one of {", ".join(METHODS)}')
     how = how or Distillation()
-    damped = dict(damping=how.damping)
-    if method == 'distilled': return distill_points(pde, n, seed, labels, how, progress), damped
-    if method == 'best of 50': return best_of(pde, n, seed, labels, how=how), damped
+    damped = dict(damping=damping)
+    if method == 'distilled': return distill_points(pde, n, seed, labels, how, progress), dict(damping=how.damping)
+    if method == 'best of 50': return best_of(pde, n, seed, labels, how=dataclasses.replace(how, damping=damping)), damped
     if method == 'untrained': return sample_points(pde, n, 'sobol', seed), dict(steps=0)
     if method == 'causal' and pde.coordinates[1] != 't': raise ValueError(f'method: causal weights need a time, {pde.name} has none')
-    kind = method if method in SAMPLERS else 'sobol'
-    count = 8 * n if method == 'dense' else max(labels, n // 2, 1) if method == 'rar' else n
-    change = dict(rar=lambda: rar(pde, n, seed), rad=lambda: rad(pde, n, seed), causal=causal).get(method, lambda: None)()
-    return sample_points(pde, count, kind, seed, labels), damped | dict(change=change, count=n if method == 'rar' else count)
+    if method in ('rar', 'rad'):
+        start = sample_points(pde, max(labels, n // 2, 1) if method == 'rar' else n, 'sobol', seed, labels)
+        return adapted(pde, start, dict(rar=rar, rad=rad)[method](pde, n, seed), seed, 'adapt', **damped), damped
+    if method == 'causal': damped = damped | dict(change=causal())
+    return sample_points(pde, 8 * n if method == 'dense' else n, method if method in SAMPLERS else 'sobol', seed, labels), damped
 
-# %% ../nbs/75_pinn.ipynb #7102549f
+# %% ../nbs/75_pinn.ipynb #56402368
 @torch.no_grad()
 def compare_points(
     pde,
@@ -696,10 +711,8 @@ def compare_points(
     if not isinstance(methods, dict): methods = {m: prepare(pde, m, seed=seed, **settings) for m in methods}
     rows = []
     for name,(points,kwargs) in methods.items():
-        kwargs = dict(kwargs)
-        count = kwargs.pop('count', len(points))
         nets = [(fitter or fit)(pde, points, seed, 'test', k, **kwargs) for k in range(networks)]
-        row = dict(pde=pde.name, method=name, seed=seed, points=count)
+        row = dict(pde=pde.name, method=name, seed=seed, points=len(points))
         for exam_name,exam in exams.items():
             reports = [exam.report(net) for net in nets]
             row |= {f'{exam_name} {k}': None if reports[0][k] is None else sum(r[k] for r in reports) / networks for k in reports[0]}
@@ -774,7 +787,7 @@ def plot_distance(
     ax.set(xlabel='distance from the training family (half-widths)', ylabel='relative error', yscale='log'); ax.legend(frameon=False, fontsize=7)
     return ax
 
-# %% ../nbs/75_pinn.ipynb #113440dd
+# %% ../nbs/75_pinn.ipynb #7d8b515f
 def _table(rows):
     "The comparison as text."
     return pd.DataFrame(rows).set_index('method')[['points', 'inside mean', 'inside worst', 'outside mean', 'outside worst', 'inside residual']].to_string(float_format='{:.4f}'.format)
@@ -800,7 +813,7 @@ def do_pinn(a):
     methods = ['untrained', 'uniform', 'lhs', 'sobol', 'rar', 'rad'] + ['causal'] * (pde.coordinates[1] == 't')
     ready = {m: prepare(pde, m, a.points, a.seed, a.labels) for m in methods}
     points = distill_points(pde, a.points, a.seed, a.labels, how)
-    rows = compare_points(pde, ready | {'distilled': (points, {})}, exams, a.seed, a.networks)
+    rows = compare_points(pde, ready | {'distilled': (points, dict(damping=how.damping))}, exams, a.seed, a.networks)
     print(f'{pde.name}, {a.points} points; relative L2 errors under 64 conditions inside and 64 outside of the training family:\n' + _table(rows))
     _write_folder(out, lambda folder: _write_result(folder, pde, points, rows, a))
     print(f'Written: {out}')
@@ -824,7 +837,7 @@ def add_command(
     p.add_argument('--labels', type=int, default=0, help='how many of them carry a value of the solution (default: %(default)s)')
     p.add_argument('--risk', default='cvar(tail=0.2)', help='risk over the conditions (default: %(default)s)')
     p.add_argument('--objective', default='error', help="'error' against the reference solver, or 'residual', which needs none (default: %(default)s)")
-    p.add_argument('--steps', type=int, default=60, help='updates of the set (default: %(default)s)')
+    p.add_argument('--steps', type=int, default=100, help='updates of the set (default: %(default)s)')
     p.add_argument('--networks', type=int, default=2, help='networks trained on each set (default: %(default)s)')
     p.add_argument('--seed', type=int, default=0, help='of the distillation (default: 0)')
     p.add_argument('--out', required=True, help='folder for the result; must not exist yet')
