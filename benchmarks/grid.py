@@ -3,10 +3,11 @@
     python benchmarks/grid.py --work grid            # writes benchmarks/results/grid.json; more than an hour on one core
     python benchmarks/grid.py --work grid --minutes 5 --only "digits/DM"    # a slice; rows that are there are not computed again
 
-Rows are named `family, risk, place`. Step sizes are chosen on validation data, for the
-digits shown in both looks as in tune.py; then five seeds are run and the test set is read once. Plain rows, rows
-with the true groups and baselines stand beside them. A row is known by those of its settings that are not the defaults of
-`Method`. Coloured MNIST needs the environment variable RDD_NB_DATA.
+Rows are named `family, risk, place`. Step sizes are chosen on validation data (for the digits shown in both looks as in
+tune.py), one for each place, with the uniform risk standing for all; KRR and MTT keep those of `METHODS`. Then the seeds are
+run and the test set is read once. Plain rows, rows with the true groups and baselines stand beside them. A row is known by
+those of its settings that are not the defaults of `Method`; rows that tune.py and digits.py have measured with the same
+settings are taken from there. Coloured MNIST needs the environment variable RDD_NB_DATA.
 """
 import argparse, json, re, subprocess, time
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ TRAINED = dict(network_life=10, network_steps=2, network_lr=.05)   # networks th
 class Family:
     plain: Method
     trained: dict         # what a risk on the network needs beside; {} where the networks are trained anyway
-    lrs: tuple            # step sizes to choose from
+    lrs: tuple            # step sizes to choose from; a single one is that of `METHODS`
     choice: tuple         # seeds of the choice: draws of the data on digits, of the distillation on coloured MNIST
     cells: dict = None    # the clusters, settings of the method; None: three of each class, in pixels
     places: tuple = PLACES
@@ -49,16 +50,16 @@ DISTRIBUTION, PIXELS, EARLY = METHODS['distribution'], dict(cells_per_class=3), 
 FAMILIES = {
     'digits': {
         'DM': Family(DISTRIBUTION, TRAINED, (5., 20.), (10,)),
-        'KRR': Family(replace(METHODS['kernel'], steps=100), {}, (.01, .03), (10,)),
-        'DC': Family(replace(METHODS['gradient'], steps=60, lr=.05), {}, (.05, .5), (10,)),
-        'MTT': Family(replace(METHODS['trajectory'], steps=30, network_life=30, network_steps=1), {}, (.01, .03), (10,), places=PLACES[:2]),
+        'KRR': Family(replace(METHODS['kernel'], steps=100), {}, (.03,), ()),
+        'DC': Family(METHODS['gradient'], {}, (.02, .2), (10,)),
+        'MTT': Family(replace(METHODS['trajectory'], steps=30, network_life=30, network_steps=1), {}, (.01,), (), places=PLACES[:2]),
     },
     'colour': {
         'DM': Family(replace(DISTRIBUTION, steps=60, batch=64, width=32), TRAINED, (5., 20.), (10,), EARLY, PLACES[1:]),
-        'KRR': Family(replace(METHODS['kernel'], steps=60, width=32), {}, (.01, .03), (10,), EARLY, PLACES[1:2]),
+        'KRR': Family(replace(METHODS['kernel'], steps=60, width=32), {}, (.03,), (), EARLY, PLACES[1:2]),
     },
 }
-BASELINES = {**{m: METHODS[m] for m in ('random', 'stratified', 'herding', 'k-center', 'kmeans', 'group-balanced')}, 'full': None, 'full-risk': None}
+BASELINES = {**{m: METHODS[m] for m in ('random', 'stratified', 'herding', 'k-center', 'kmeans', 'group-balanced', 'rdd-distance')}, 'full': None, 'full-risk': None}
 
 
 @cache
@@ -92,21 +93,28 @@ def variant(family, risk, place, lr):
 
 
 def grid(family, name, choice):
-    "All rows of a family: {name: method}; `choice(risk, place)` gives the step size."
-    rows = {f'{name}, mean': variant(family, None, None, choice(None, None))}
-    if family.trained and 'network' in family.places: rows[f'{name}, mean, network'] = variant(family, None, 'network', choice('uniform', 'network'))
-    if name == 'DM': rows['DM, mean, density weights'] = replace(rows['DM, mean'], base='density')
+    "All rows of a family: {name: function that returns the method}; `choice(risk, place)` gives the step size."
+    def row(risk, place, at=('same',), **changes):
+        "One row; its step size is that of risk and place `at`."
+        risk_at = (risk, place) if at == ('same',) else at
+        return lambda: replace(variant(family, risk, place, choice(*risk_at)), **changes)
+    rows = {f'{name}, mean': row(None, None)}
+    if family.trained and 'network' in family.places: rows[f'{name}, mean, network'] = row(None, 'network', ('uniform', 'network'))
+    if name == 'DM': rows['DM, mean, density weights'] = row(None, None, base='density')
     for place in family.places:
-        for risk in family.risks: rows[f'{name}, {risk}, {place}'] = variant(family, risk, place, choice(risk, place))
-        if family.cells: rows[f'{name}, uniform in pixels, {place}'] = variant(family, 'uniform in pixels', place, choice('uniform', place))
-        if place != 'network': rows[f'{name}, true groups, {place}'] = variant(family, 'true groups', place, choice('uniform', place))   # COBRA, FairDD
+        for risk in family.risks: rows[f'{name}, {risk}, {place}'] = row(risk, place)
+        if family.cells: rows[f'{name}, uniform in pixels, {place}'] = row('uniform in pixels', place, ('uniform', place))
+        if place != 'network': rows[f'{name}, true groups, {place}'] = row('true groups', place, ('uniform', place))   # COBRA, FairDD
     return rows
 
 
 def settings(method):
-    "What of a method is not the default, as text."
-    default = Method().describe()
-    return json.dumps({k: v for k, v in method.describe().items() if v != default[k]}, sort_keys=True) if method else None
+    "What of a method (or of its description) is not the default, as text."
+    if method is None: return None
+    default, own = Method().describe(), method if isinstance(method, dict) else method.describe()
+    own = {'objective' if k == 'matcher' else k: v for k, v in own.items()}        # its name in older result files
+    if own['cells'] == 'groups': own |= dict(cells_per_class=None)                 # without a meaning there
+    return json.dumps({k: v for k, v in own.items() if v != default[k]}, sort_keys=True)
 
 
 class Rows:
@@ -148,8 +156,8 @@ def known():
     "Rows that tune.py and digits.py have measured with the same settings, data and training: {(set, on, settings or name, seed): row}."
     found = {('digits', 'val', settings(as_method(r['method'], **r['setting'])), r['seed']): r for r in read_json(HERE / 'results' / 'tune.json')['rows']}
     main = read_json(HERE / 'results' / 'digits.json')
-    named = {m: None if m in FULL else m for m in BASELINES if m in main['config']['methods']}
-    return found | {('digits', 'test', settings(BASELINES[m]) or m, r['seed']): r for r in main['rows'] if (m := r['method']) in named}
+    described = {m: settings(d) if isinstance(d, dict) else m for m, d in main['config']['methods'].items()}
+    return found | {('digits', 'test', described[r['method']], r['seed']): r for r in main['rows']}
 
 
 class TimeIsUp(Exception): pass
@@ -178,11 +186,12 @@ def main():
         return row
 
     def chooser(set_name, name):
-        "Step size of a risk and place: the best on validation data. The uniform risk stands for all at the network, with Adam, and on coloured MNIST."
+        "Step size of a place: the best on validation data under the uniform risk, which stands for all risks there."
         family = FAMILIES[set_name][name]
         @cache
         def choice(risk, place):
-            if risk not in (None, 'uniform') and (place == 'network' or set_name == 'colour' or family.plain.optimizer == 'adam'): return choice('uniform', place)
+            if len(family.lrs) == 1: return family.lrs[0]
+            if risk not in (None, 'uniform'): return choice('uniform', place)
             row, scores = f'{name}, {risk or "mean"}' + (f', {place}' if place else ''), {}
             for lr in family.lrs:
                 found = [compute(row, variant(family, risk, place, lr), set_name, 'val', seed) for seed in family.choice]
@@ -195,12 +204,11 @@ def main():
         for set_name, families in FAMILIES.items():
             for name, method in BASELINES.items():
                 for seed in SEEDS[:args.seeds]:
-                    if todo(set_name, name) and not (set_name == 'colour' and name.startswith('full')): compute(name, method, set_name, 'test', seed)
+                    if todo(set_name, name) and not (set_name == 'colour' and name in ('full', 'full-risk', 'rdd-distance')): compute(name, method, set_name, 'test', seed)
             for name in families:
-                if not todo(set_name, name): continue
-                table = grid(families[name], name, chooser(set_name, name))
+                table = {row: method for row, method in grid(families[name], name, chooser(set_name, name)).items() if todo(set_name, row)}
                 for seed in SEEDS[:args.seeds]:
-                    for row, method in table.items(): compute(row, method, set_name, 'test', seed)
+                    for row, method in table.items(): compute(row, method(), set_name, 'test', seed)
     except TimeIsUp: print('time is up', flush=True)
     write_report(rows.rows, args.out)
 
