@@ -695,19 +695,19 @@ def compare_once(
                 if keep: keep(found[-1], y, p, t)
     return found
 
-# %% ../nbs/70_merge.ipynb #b1c685b0
+# %% ../nbs/70_merge.ipynb #b134e957
 def per_split(rows, metric='auroc') -> pd.DataFrame: # index (method, model, split), columns mean and worst
     "Mean and worst over the sites for every split. For leave-site-out rows a split is a seed, with every site held out once."
     t = pd.DataFrame(rows)
     sites = t.groupby(['method', 'model', 'seed'])[metric]
     return pd.DataFrame(dict(mean=sites.mean(), worst=sites.min() if BETTER[metric] > 0 else sites.max(), sites=sites.count()))
 
-def summarise_sites(rows) -> list: # of dicts: method, model, metric, over ('mean' or 'worst'), mean, low, high, n_splits
+def summarise_sites(rows) -> list: # of dicts: method, model, metric, over ('mean' or 'worst'), mean, low, high, n_splits, n_sites (fewest with a model)
     "Means and intervals over the splits, for all metrics."
     found = []
     for metric in BETTER:
         for (method, model), part in per_split(rows, metric).groupby(level=[0, 1], sort=False):
-            found += [dict(method=method, model=model, metric=metric, over=over, n_splits=len(part), **interval(part[over])) for over in ('mean', 'worst')]
+            found += [dict(method=method, model=model, metric=metric, over=over, n_splits=len(part), n_sites=int(part.sites.min()), **interval(part[over])) for over in ('mean', 'worst')]
     return found
 
 def paired_sites(rows, method, base, model, metric='auroc', over='worst', base_model=None) -> dict: # difference, low, high, n_splits
