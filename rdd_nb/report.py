@@ -210,7 +210,7 @@ def _tell_apart(reports, runs, names):
         for row in report['rows']: row['method'] += f' @ {name}' if row['method'] in twice else ''
         for run in own: run.method += f' @ {name}' if run.method in twice else ''
 
-# %% ../nbs/65_report.ipynb #99bcfecb
+# %% ../nbs/65_report.ipynb #6c6b5d77
 def _list(items): return ', '.join(str(i) for i in sorted(items))
 def _short_list(items): return ', '.join(items[:6]) + (f' and {len(items) - 6} more' if len(items) > 6 else '')
 
@@ -223,7 +223,7 @@ def label_sets(rows, runs) -> dict: # {sorted class names: [methods]}
         if known: found.setdefault(tuple(sorted(map(str, known))), []).append(method)
     return found
 
-def _notes(rows, runs, names, reports):
+def _notes(rows, runs, folders, reports):
     "What is missing or does not fit, one sentence each."
     notes = []
     for run in runs: notes += [f'{run.method} seed {run.seed}: {n}.' for n in run.notes]
@@ -239,10 +239,11 @@ def _notes(rows, runs, names, reports):
         if not _is_reference(method) and lost: notes.append(f'{method}: there is no run folder for seed {_list(lost)}, so its images and curves cannot be shown.')
     seeds = {m: {r['seed'] for r in rows if r['method'] == m} for m in dict.fromkeys(r['method'] for r in rows)}
     most = max(seeds.values(), key=len)
-    for method, own in seeds.items():
-        if own != most: notes.append(f'{method} was evaluated for seed {_list(own)}, others for seed {_list(most)}; paired differences use the seeds that both have.')
+    for own in dict.fromkeys(frozenset(s) for s in seeds.values() if s != most):
+        names = [m for m, s in seeds.items() if s == own]
+        notes.append(f'{_short_list(names)} {"was" if len(names) == 1 else "were"} evaluated for seed {_list(own)}, others for seed {_list(most)}; paired differences use the seeds that both have.')
     counts = [dict(r.get('group_counts') or {}) for r in rows]
-    for report, name in zip(reports, names):
+    for report, name in zip(reports, folders):
         if report.get('unfinished'): notes.insert(0, f'The comparison in {name} was not finished; shown are the {len(report["rows"])} rows of the runs that were.')
     if len(labels := label_sets(rows, runs)) > 1:
         notes.insert(0, 'The sets have different labels, so their accuracies answer different questions; no differences are taken between them. '
@@ -716,7 +717,7 @@ def curve_chart(c: Comparison):
     alt = 'Matching loss over the steps, one panel for each method. ' + ' '.join(f'{m}: {s[0][0]["loss"]:.3g} at the first recorded step, {s[0][-1]["loss"]:.3g} at step {s[0][-1]["step"]}.' for m, s in curves.items() if s[0][0].get('loss') is not None and s[0][-1].get('loss') is not None)
     return lambda fig: plots.learning_curves(curves, fig=fig), alt
 
-# %% ../nbs/65_report.ipynb #465d0ed5
+# %% ../nbs/65_report.ipynb #c2ecaacb
 def _figure_html(chart, key, caption=''):
     draw, alt = chart
     return f'<figure>{svg(draw, alt, key)}' + (f'<figcaption>{html.escape(caption)}</figcaption>' if caption else '') + '</figure>'
@@ -726,12 +727,13 @@ def _differences_html(c):
     if not charts: return ''
     group = focus(c)
     parts = [f'<div><h3>{html.escape(title)}</h3>' + _figure_html(_forest_chart(c, d), f'diff{k}') + '</div>' for k, (title, d) in enumerate(charts)]
-    listed = [p for p in c.paired if all(k in p for k in ('method', 'baseline', 'metric', 'difference'))]
+    known = [p for p in c.paired if all(k in p for k in ('method', 'baseline', 'metric', 'difference'))]
+    listed = [p for p in known if len(known) <= 400 or p['metric'] in ('accuracy', f'group_accuracy|{group}')][:400]    # a page, not an archive
     table = {'method': [Cell(p['method'], kind='text') for p in listed], 'baseline': [Cell(p['baseline'], kind='text') for p in listed], 'metric': [Cell(p['metric'].replace('|', ', ').replace('_', ' '), kind='text') for p in listed],
              'difference (points)': [Cell(_number(p['difference']), _number(p.get('low')), _number(p.get('high'))) for p in listed], 'seeds': [Cell(_number(p.get('n_seeds')), kind='whole') for p in listed]}
     return ('<p>Methods are compared within each seed, because a seed that is unlucky is so for all. Filled: the 95 % interval excludes zero. Hollow: open. Points are percentage points. '
             f'Measured {"on all test samples" if group is None else "on the hardest group, " + html.escape(group)}.</p><div class="pair">{"".join(parts)}</div>'
-            + (f'<details><summary>All {len(listed)} paired differences</summary>{_table_html(table, "Paired differences with 95 % intervals")}</details>' if listed else ''))
+            + (f'<details><summary>{f"All {len(listed)}" if len(listed) == len(known) else f"{len(listed)} of {len(known)}"} paired differences</summary>{_table_html(table, "Paired differences with 95 % intervals")}</details>' if listed else ''))
 
 def _first_runs(c):
     "For each method the first seed that has a synthetic set."
