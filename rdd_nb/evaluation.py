@@ -309,11 +309,12 @@ def _answer(model, x, n_classes):
     p[:, torch.as_tensor(np.asarray(model.classes_)).long()] = torch.as_tensor(model.predict_proba(x)).double()
     return labels,p
 
-# %% ../nbs/50_evaluation.ipynb #73333755
+# %% ../nbs/50_evaluation.ipynb #37f6f16b
 ARCHITECTURES = {
-    'ConvNet': {}, 'ConvNet, layer norm': dict(norm='layer'), 'ConvNet, batch norm': dict(norm='batch'), 'ConvNet, no norm': dict(norm='none'),
+    'ConvNet': {}, 'ConvNet, layer norm': dict(norm='layer'), 'ConvNet, batch norm': dict(norm='batch'), 'ConvNet, no norm': dict(norm='none', lr=.2),
     'ConvNet, 1 block': dict(depth=1), 'ConvNet, 4 blocks': dict(depth=4),
-    'ResNet-18': dict(model='resnet18', lr=.01), 'VGG-11': dict(model='vgg11', lr=.01), 'AlexNet': dict(model='alexnet', lr=.01), 'MLP': dict(model='mlp'), 'ViT': dict(model='vit', lr=.01),
+    'ResNet-18': dict(model='resnet18', norm='layer', lr=.01),   # instance norm would erase its last maps, one pixel large for small images
+    'VGG-11': dict(model='vgg11', lr=.01), 'AlexNet': dict(model='alexnet', lr=.02), 'MLP': dict(model='mlp', lr=.2), 'ViT': dict(model='vit', lr=.02),
 }
 
 def table_architectures():
