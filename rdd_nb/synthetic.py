@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FORMAT', 'SyntheticDataset', 'save', 'load', 'show', 'save_png']
 
-# %% ../nbs/40_synthetic.ipynb #ba98870f
-import hashlib, io, json
+# %% ../nbs/40_synthetic.ipynb #97522bb1
+import base64, hashlib, html, io, json
 from pathlib import Path
 import torch
+from PIL import Image
 from torch import Tensor
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -137,3 +138,26 @@ def save_png(
     show(s, per_class=per_class, ax=fig.subplots())
     fig.savefig(buffer, format='png')
     return atomic_write(path, lambda p: p.write_bytes(buffer.getvalue()))
+
+# %% ../nbs/40_synthetic.ipynb #e7f4dd0e
+def _picture(s, per_class=10, limit=20):
+    "The first images of each class, a row for each, as a PNG in a data URI."
+    pixels = s.pixels().nan_to_num(0).clamp(0, 1)[:, :3 if s.x.shape[1] == 3 else 1].expand(-1, 3, -1, -1)
+    present,h,w = s.y.unique().tolist()[:limit],s.x.shape[2] + 1,s.x.shape[3] + 1
+    columns = min(per_class, max(int((s.y == k).sum()) for k in present))
+    sheet = torch.full((3, len(present) * h, columns * w), .5)
+    for r, k in enumerate(present):
+        for c, image in enumerate(pixels[s.y == k][:columns]): sheet[:, r * h:(r + 1) * h - 1, c * w:(c + 1) * w - 1] = image
+    Image.fromarray(sheet.permute(1, 2, 0).mul(255).round().byte().numpy()).save(out := io.BytesIO(), 'PNG')
+    return f'data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}',columns,len(present)
+
+def _repr_html_(self):
+    "In a notebook: what it is, its history in short, and its first images."
+    known = {k: v for k in ('data', 'seed', 'steps', 'seconds', 'bytes') if isinstance(v := self.provenance.get(k), (str, int, float))}
+    facts = ', '.join(f'{k} {v:,.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in known.items())
+    head = f'<p><b>{html.escape(repr(self))}</b>' + (f'<br>{html.escape(facts)}' if facts else '') + ('<br>with soft labels' if self.soft is not None else '') + '</p>'
+    if self.x.dim() != 4: return head
+    uri,columns,rows = _picture(self)
+    return head + f'<img alt="{columns} images of each of {rows} classes, a row for each class" src="{uri}" style="width:{2.2 * columns:.1f}em;max-width:100%;image-rendering:pixelated">'
+
+SyntheticDataset.show,SyntheticDataset._repr_html_ = show,_repr_html_
