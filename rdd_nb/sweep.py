@@ -176,7 +176,7 @@ def load_data(name='digits', shift=None, share=.1, data_seed=0, root=None, downl
     except TypeError as e: raise ValueError(f'[data]: {e}') from None
     return found, dict(name=str(name), shift=shift, share=share, data_seed=data_seed)
 
-# %% ../nbs/63_sweep.ipynb #95498a0f
+# %% ../nbs/63_sweep.ipynb #51347daf
 def do_sweep(a):
     "Run a grid of methods, risks, places and seeds from a TOML file, and write a report."
     todo = read_grid(a.grid)
@@ -184,7 +184,7 @@ def do_sweep(a):
     print(todo)
     if a.dry_run: return
     out = Path(a.out or Path(a.grid).with_suffix('').name + '-sweep')
-    splits, source = a.load(**todo.data)
+    splits, source = a.load(**dict(name='digits', shift=None) | todo.data)
     report = sweep(todo, out, a.device, a.jobs, a.resume, splits=splits, source=source, command=getattr(a, 'command_line', None))
     table = frame(read_comparison(out))
     print('\n' + table.drop(columns=['images', 'peak MB', 'steps', 'bytes'], errors='ignore').to_string(float_format='{:.3f}'.format, na_rep='') + f'\n\nLook at it: {out/"report.html"}')

@@ -191,7 +191,7 @@ def test_the_command_loads_runs_and_reports(splits, tmp_path, monkeypatch, capsy
     asked = []
     a = parsed('mine.toml', '--jobs', 1, '--device', 'cpu', load=lambda **kw: (asked.append(kw), (splits, dict(name='mine.npz')))[1])
     a.do(a)
-    assert asked == [dict(name='mine.npz')]
+    assert asked == [dict(name='mine.npz', shift=None)]
     assert json.loads(Path('mine-sweep/report.json').read_text())['config']['source'] == dict(name='mine.npz')
     assert 'mine-sweep/report.html' in capsys.readouterr().out and Path('mine-sweep/report.html').is_file()
 
