@@ -59,10 +59,10 @@ def do_distill(a):
     p = s.provenance
     print(f'{len(s)} synthetic images in {out}/synthetic.safetensors ({p["steps"]} steps, {p["seconds"]:.0f} s); next: rdd-nb evaluate {out}')
 
-# %% ../nbs/80_cli.ipynb #ace9e403
+# %% ../nbs/80_cli.ipynb #8bb64ecd
 def do_evaluate(a):
     "Train networks on synthetic sets and test them; writes report.json into each run folder."
-    training = Training(model=a.model, epochs=a.epochs, augment=a.augment)
+    training = Training(model=a.model, epochs=a.epochs, augment=a.augment, precision=a.precision)
     for run in map(Path, a.run):
         if run.is_dir() and (run/'report.json').exists() and 'asked' in read_json(run/'report.json'):
             raise ValueError(f'{run} belongs to a comparison, which has evaluated it; copy the folder to evaluate it in another way')
@@ -73,7 +73,7 @@ def do_evaluate(a):
         splits,source = load_data(where['name'], where.get('shift'), where.get('share', .1), where.get('data_seed', 0), a.root, a.download)
         test = getattr(splits, a.on)
         clusters = dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
-        row = evaluate(s, test, training, a.networks, s.provenance.get('seed', 0), clusters, a.device)
+        row = evaluate(s, test, training, a.networks, s.provenance.get('seed', 0), clusters, a.device, a.corruptions, splits.train, jobs=a.jobs)
         row = dict(method=s.provenance.get('method', run.stem)) | row | {k: s.provenance.get(k) for k in ('seconds', 'peak_mb', 'steps')}
         target = run/'report.json' if run.is_dir() else run.with_suffix('.report.json')
         config = dict(source=source, on=a.on, training=training.describe(), networks=a.networks, device=str(pick_device(a.device)), versions=versions(), test_hash=test.hash())
@@ -81,6 +81,7 @@ def do_evaluate(a):
         groups = ', '.join(f'{g} {v:.3f}' for g, v in row['group_accuracy'].items())
         print(f'{run}: accuracy {row["accuracy"]:.3f} ({groups}); worst class and group {row["worst_class_group"]["name"]} '
               f'{row["worst_class_group_accuracy"]:.3f}, n = {row["worst_class_group"]["n"]}')
+        for name, c in row.get('corruptions', {}).items(): print(f'  {name:26} {c["accuracy"]:.3f}')
 
 # %% ../nbs/80_cli.ipynb #28ab63e7
 DEMO = ('random', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full')
@@ -132,7 +133,7 @@ def _training_options(p, epochs=200):
     p.add_argument('--epochs', type=int, default=epochs, help='of every evaluation network (default: %(default)s)')
     p.add_argument('--networks', type=int, default=2, help='evaluation networks per synthetic set (default: %(default)s)')
 
-# %% ../nbs/80_cli.ipynb #c99cbb78
+# %% ../nbs/80_cli.ipynb #89fb60de
 def parser() -> argparse.ArgumentParser:
     "The command line of the package."
     p = argparse.ArgumentParser(prog='rdd-nb', description='Distil a large data set into a few synthetic images that also serve its rare groups.',
@@ -169,6 +170,9 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument('--on', choices=['test', 'val'], default='test', help='choose settings on val, then look at test once (default: %(default)s)')
     c.add_argument('--model', default='convnet', help='architecture (default: %(default)s)')
     c.add_argument('--augment', default='', help="augmentation while training, e.g. 'crop scale rotate' (default: none)")
+    c.add_argument('--corruptions', help="damaged test images as well: 'reference', 'common' or names such as 'noise-3 blur-3' (default: none)")
+    c.add_argument('--precision', choices=['float32', 'bfloat16'], default='float32', help='of the training; bfloat16 is faster where the processor has it (default: %(default)s)')
+    c.add_argument('--jobs', type=int, default=1, help='processes for the networks, on a CPU (default: %(default)s)')
     _training_options(c); c.set_defaults(do=do_evaluate)
     c = sub.add_parser('report', help='render a report from evaluated runs', description=do_report.__doc__)
     c.add_argument('folder', nargs='+', help='a comparison folder, or several run folders')
