@@ -26,8 +26,8 @@ ABLATIONS = {'exact derivative': dict(unroll=15), 'mean instead of CVaR': dict(r
 
 def tests(pde):
     "Exams inside, outside, and outside along each component."
-    exams = {'inside': Exam(pde, inside(pde, 64, 'test')), 'outside': Exam(pde, outside(pde, 64, 'test'))}
-    return exams | {name: Exam(pde, outside(pde, 24, 'test', name, along=name)) for name in pde.family}
+    exams = {'inside': Exam(pde, inside(pde, 64, 'exam')), 'outside': Exam(pde, outside(pde, 64, 'exam'))}
+    return exams | {name: Exam(pde, outside(pde, 24, 'exam', name, along=name)) for name in pde.family}
 
 
 def tune(pde):
