@@ -52,7 +52,7 @@ FAMILIES = {
         'DM': Family(DISTRIBUTION, TRAINED, (5., 20.), (10,)),
         'KRR': Family(replace(METHODS['kernel'], steps=100), {}, (.03,), ()),
         'DC': Family(METHODS['gradient'], {}, (.02, .2), (10,)),
-        'MTT': Family(replace(METHODS['trajectory'], steps=30, network_life=30, network_steps=1), {}, (.01,), (), places=PLACES[:2]),
+        'MTT': Family(replace(METHODS['trajectory'], steps=30, batch=16, network_life=30, network_steps=1), {}, (200.,), (), places=PLACES[:2]),
     },
     'colour': {
         'DM': Family(replace(DISTRIBUTION, steps=60, batch=64, width=32), TRAINED, (5., 20.), (10,), EARLY, PLACES[1:]),
