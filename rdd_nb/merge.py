@@ -828,7 +828,7 @@ def do_merge(a):
     print(f'{out}: {len(merge.synthetic_)} rows, {len(merge.schema_.columns)} columns and the target {a.target!r} ({merge.schema_.classes[1]!r} counts as positive)')
     for k, loss in merge.site_losses_.items(): print(f'  {k}: {len(tables[k])} rows, {len(merge.sites_[k])} columns; log loss of models learned from the table {loss:.3f} on these rows, of the base rate alone {merge.base_losses_[k]:.3f}')
 
-# %% ../nbs/70_merge.ipynb #9b188ec6
+# %% ../nbs/70_merge.ipynb #9c2aa072
 def add_command(
     commands, # what `ArgumentParser.add_subparsers` returned
 ):
@@ -843,7 +843,7 @@ def add_command(
     c.add_argument('--categories', default='', help='number columns that are codes, separated by commas')
     c.add_argument('--missing', action='append', default=['?'], help="a text that stands for a missing value, beside '?', NA and nothing; may be repeated")
     c.add_argument('--steps', type=int, default=200, help='updates of the synthetic rows (default: %(default)s)')
-    c.add_argument('--seed', type=int, default=0)
+    c.add_argument('--seed', type=int, default=0, help='of everything that is drawn (default: 0)')
     c.add_argument('--device', default='cpu', help='cpu, cuda, ... (default: cpu: these tables are small)')
     c.add_argument('--force', action='store_true', help='overwrite the output where it exists')
     c.set_defaults(do=do_merge)
