@@ -115,7 +115,7 @@ def test_prior_by_text():
 
 
 @pytest.mark.parametrize('prior, ipc, message', [(MultiFormation(2), 4, 'ipc=4 times 4'), (MultiFormation(9), 1, 'ipc=1 times 81'), (LowRank(65), 2, 'rank=65'), (GeneratorLatents(layer='x', train_steps=1), 2, 'this decoder has'),
-                                                 (GeneratorLatents(torch.nn.Linear(3, 8), latent=3), 2, 'decoder: gives')], ids=repr)
+                                                 (GeneratorLatents(torch.nn.Linear(3, 8), latent=3), 2, 'decoder: gives')], ids=lambda v: type(v).__name__ if hasattr(v, 'begin') else repr(v))
 def test_one_line_before_anything_is_written(prior, ipc, message, tmp_path):
     with pytest.raises(ValueError, match=message) as e: distill(DATA, method(prior), ipc, 0, 'cpu', tmp_path/'run', progress=False)
     assert '\n' not in str(e.value) and not (tmp_path/'run').exists()
