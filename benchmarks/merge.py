@@ -3,8 +3,8 @@
     python benchmarks/merge.py --work FOLDER      # writes benchmarks/results/merge.json; about twelve minutes on one core
 
 The three hospitals made from scikit-learn's breast cancer table are always there. With RDD_NB_DATA naming a folder of data sets the four sites
-of UCI heart disease and two pairs of tables follow. All settings were chosen on validation splits of the three hospitals (their training parts, other
-seeds than here). A stopped run goes on from the rows in FOLDER.
+of UCI heart disease and two pairs of tables follow. Settings were chosen on other splits (other seeds) of the three hospitals, with
+a look at such splits of heart disease; the patients are the same, so that the choice is not independent of them. A stopped run goes on from the rows in FOLDER.
 """
 import argparse, os, subprocess, time, warnings
 from pathlib import Path
