@@ -396,7 +396,8 @@ def test_ctrl_c_and_resume(call, tmp_path):
     "Ctrl-C while it works: exit code 130 and how to go on; then it goes on, to the result of a run that was left alone."
     npz()
     argv = ['distill', 'toy.npz', '--ipc', '2', '--steps', '800', '--device', 'cpu', '--set', 'width=4', '--set', 'batch=4', '--set', 'cells_per_class=2']
-    p = subprocess.Popen([*COMMAND, *argv, '--out', 'run'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, cwd=tmp_path)
+    p = subprocess.Popen([*COMMAND, *argv, '--out', 'run'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, cwd=tmp_path,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))      # a job in the background is born deaf to Ctrl-C
     while p.poll() is None and not (tmp_path/'run'/'checkpoint.pt').exists(): time.sleep(.002)
     p.send_signal(signal.SIGINT)
     _, err = p.communicate(timeout=60)
