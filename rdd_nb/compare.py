@@ -59,7 +59,7 @@ def run_cell(
     write_json(out/'report.json', dict(asked=asked, versions=versions(), config=dict(device=str(device)), rows=[row], summary=summarise([row]), paired=[]))
     return row
 
-# %% ../nbs/62_compare.ipynb #e632850a
+# %% ../nbs/62_compare.ipynb #4f845e22
 def _attempt(device, splits, cell, shared):
     "The row of a cell; or, where it fails, what went wrong, which is also kept in `error.txt`."
     if str(device) == 'cpu': torch.set_num_threads(1)
@@ -73,6 +73,7 @@ def _attempt(device, splits, cell, shared):
         except OSError: pass                                        # a full disk: then the line below has to do
         return dict(method=cell['name'], seed=cell['seed'], error=error, file=f'{out.parent.name}/{out.name}/error.txt')
 
+# %% ../nbs/62_compare.ipynb #91612c24
 def _length(method):
     "A guess of how long a cell takes, for the order."
     return method.steps * (1 + method.network_steps) if method else 1000
@@ -99,6 +100,7 @@ def run_cells(
 
 def _numbered(i, *args): return i,_attempt(*args)
 
+# %% ../nbs/62_compare.ipynb #6794cd41
 def compare(
     splits: Splits,
     methods,                     # names from `METHODS` and `FULL`, or a dict {name: Method} (None for those of `FULL`)
@@ -128,6 +130,7 @@ def compare(
     rows,failed = run_cells(splits, cells, device, jobs, progress, ipc=ipc, training=training, networks=networks, on=on, source=source)
     return gather(out, config | dict(versions=versions(), command=command), rows, failed)
 
+# %% ../nbs/62_compare.ipynb #cb99d786
 def gather(
     out,          # folder of the comparison
     config: dict, # what it was made with
@@ -143,6 +146,7 @@ def gather(
     for line in said: warnings.warn(line)
     return report
 
+# %% ../nbs/62_compare.ipynb #205a73c4
 def claim(
     out,          # folder
     config: dict, # what has to agree with what was computed there before

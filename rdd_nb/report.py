@@ -86,7 +86,7 @@ def read_report(folder) -> dict:
     failed = [f for f in report.get('failed') or [] if isinstance(f, dict) and {'method', 'seed', 'error', 'file'} <= f.keys()]
     return report | dict(rows=[_clean(r) for r in rows], config=report.get('config') or {}, failed=failed)
 
-# %% ../nbs/65_report.ipynb #c3ce932f
+# %% ../nbs/65_report.ipynb #98b4413d
 def _read_metrics(path, notes):
     "Records of a metrics.jsonl; a broken line is noted and left out."
     records, bad = [], 0
@@ -113,6 +113,7 @@ def _error(path):
     lines = (path/'error.txt').read_text(encoding='utf-8', errors='replace').strip().splitlines()
     return lines[-1] if lines else 'it does not say why'
 
+# %% ../nbs/65_report.ipynb #135f7a6a
 def read_run(path, method=None, seed=None) -> Run:
     "What is in the folder of a run, with notes on what is not. Method and seed are those of its row, or else of its name, `METHOD-seedK`, unless given."
     path = Path(path)
@@ -333,7 +334,7 @@ def best(c: Comparison):
     able = [s for s in c.summary if not _is_reference(s['method']) and not uses_groups(c, s['method']) and _value(s, group)[0] is not None]
     return max(able, key=lambda s: _value(s, group)[0], default=None)
 
-# %% ../nbs/65_report.ipynb #eec22712
+# %% ../nbs/65_report.ipynb #e04459fd
 TOLERANCE = .02  # a loss in another group that is accepted
 
 def _points(v): return f'{100 * v:+.1f}'.replace('-', '−')
@@ -353,6 +354,7 @@ def _compare(c, method, baseline, group, claim, above=0.):
     where = 'overall' if group is None else f'on {group}'
     return Finding(_answer(d, above), claim, f'{method} − {baseline} {where}: {_points(d["difference"])} points, {_span(_number(d.get("low")), _number(d.get("high")), _points)}', d)
 
+# %% ../nbs/65_report.ipynb #7604b9ba
 def findings(c: Comparison) -> list:
     "The four questions about the best method, as far as the rows can answer them."
     top, group = best(c), focus(c)
@@ -372,6 +374,7 @@ def findings(c: Comparison) -> list:
     if full: found.append(_compare(c, method, full, group, 'as good as training on all real data'))
     return found
 
+# %% ../nbs/65_report.ipynb #e69aa17b
 def _same(c, method, key):
     "The mean over the rows of a method of a plain number; None where there is none."
     values = [v for r in c.rows if r['method'] == method and (v := _number(r.get(key))) is not None]
@@ -770,7 +773,7 @@ def _sheets(c, parts):
     others = [(m, p) for m, p in parts if m not in shown]
     return grid([(m, p) for m, p in parts if m in shown]) + f'<details><summary>The images of {len(others)} more: {html.escape(", ".join(dict.fromkeys(m for m, _ in others)))}</summary>{grid(others)}</details>'
 
-# %% ../nbs/65_report.ipynb #7f947aef
+# %% ../nbs/65_report.ipynb #1179af40
 def _tiles_html(s, order, names):
     "Images with what share of their class they stand for and what share of the risk's weight they got."
     ratio = (s.weight / s.mass.clamp(min=1e-6)).clamp(max=1e3).log2()
@@ -794,6 +797,7 @@ def _cells_of(s, data, c):
 
 def _fits(s, data): return data is not None and data.x.shape[1:] == s.x.shape[1:] and data.n_classes == len(s.classes)
 
+# %% ../nbs/65_report.ipynb #ca54b853
 def _weights_html(c, data=None, top=12):
     parts, weighted = [], [r for r in _first_runs(c) if r.synthetic.weight is not None and r.synthetic.mass is not None]
     pictured = _pictured(c, [r.method for r in weighted])
@@ -828,6 +832,7 @@ def _weights_html(c, data=None, top=12):
     return ('<p>Each synthetic image stands for the real samples nearest to it, its cell. <em>Mass</em> is the share of the class in the cell, <em>weight</em> is the share of the risk’s weight it got, on average over the run. '
             'On the dashed line both are equal: there the risk does what the mean does.</p>' + _first_open(c, [(f'{run.method}, seed {run.seed}', run.method, part) for run, part in parts]) + _without([r.method for r in weighted], pictured))
 
+# %% ../nbs/65_report.ipynb #bf74e737
 MOST = 8   # methods with pictures of their own, of many
 
 def _pictured(c, methods):
@@ -850,6 +855,7 @@ def _first_open(c, parts, more=()):
     wide = '<div class="pair">{}</div>' if more else '{}'
     return wide.format(''.join(opened)) + (f'<details><summary>The same for {len(folded)} more: {html.escape(", ".join(method for _, method, _ in parts if method not in shown))}</summary>{wide.format("".join(folded))}</details>' if folded else '')
 
+# %% ../nbs/65_report.ipynb #486c0924
 def _network_features(data, limit=600):
     "A function from raw images to the features of a small network that has learned the classes from (some of) the real samples."
     x, y = data.x.cpu()[index := plots.thinned(len(data), limit)], data.y.cpu()[index]
@@ -888,6 +894,7 @@ def _map_html(c, data, limit=600):
     figures = [_figure_html((chart(*at), f'Two maps of real samples{" by group" if member is not None else ""} and synthetic images in {space}: principal components and t-SNE. {text}'), f'map{k}', f'In {space}') for k, (space, at) in enumerate(spaces.items())]
     return (f'<p>{html.escape(text)} Left: principal components, where far apart is far apart. Right: t-SNE, where only who is next to whom means something.</p><div class="pair">{"".join(figures)}</div>')
 
+# %% ../nbs/65_report.ipynb #878c2004
 def _confusion_html(c):
     parts, counted = [], [s['method'] for s in c.summary if any(r.get('confusion') is not None for r in c.rows if r['method'] == s['method'])]
     pictured = _pictured(c, counted)
@@ -951,7 +958,7 @@ def _provenance_html(c):
 
 def _plain(v): return v if isinstance(v, (str, type(None))) else ', '.join(f'{k}: {x}' for k, x in _flat(v))
 
-# %% ../nbs/65_report.ipynb #d6bbe2f4
+# %% ../nbs/65_report.ipynb #d6624595
 CSS = '''
 :root{--page:#fff;--text:#1b1e23;--soft:#5a616b;--line:#d9dde3;--box:#f5f6f8;--yes:#0b6b3a;--no:#a3140f;--open:#7a5200;--link:#0b5cad;color-scheme:light dark}
 @media screen and (prefers-color-scheme:dark){:root{--page:#15181c;--text:#e6e8eb;--soft:#a5adb8;--line:#343a43;--box:#1e2329;--yes:#5fd197;--no:#ff8f84;--open:#e5b567;--link:#7ab8f5}}
@@ -1008,6 +1015,7 @@ dt{font-weight:600}dd{margin:0 0 .5rem}
 @media print{body{max-width:none;font-size:10pt;padding:0}nav{display:none}.scroll{overflow:visible;border:0}table{font-size:7.5pt}th,td{padding:.2rem .3rem}th:first-child{position:static}figure,.cards li,tr{break-inside:avoid}h2,h3{break-after:avoid}}
 '''
 
+# %% ../nbs/65_report.ipynb #472e76ac
 def _title(c):
     data = _plain(provenance(c)['data'])
     return f'Distilled sets compared: {data}' if data else 'Distilled sets compared'
