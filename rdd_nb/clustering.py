@@ -37,17 +37,21 @@ def _labels(y, x, name, of):
         raise ValueError(f'{name} has shape {tuple(y.shape)} and type {y.dtype}: expected {len(x)} integers, one for each row of {of}')
     return y.long()
 
-# %% ../nbs/20_clustering.ipynb #5a9e8738
+# %% ../nbs/20_clustering.ipynb #6aaa4e65
 def _rows(x, k, chunk_mb, cpu_rows=384):
     "Rows per chunk: a chunk of `x` with its distances to `k` centres stays below `chunk_mb`, and on a CPU in its cache."
     rows = max(1, int(chunk_mb * 2**20 / (x.element_size() * 2 * (x.shape[1] + k))))
     return min(rows, cpu_rows) if x.device.type == 'cpu' else rows
 
+def _least(scores):
+    "Row of the least entry of each column, the first of equals; on a CPU by numpy, whose search is vectorised."
+    return scores.argmin(0) if scores.is_cuda else torch.from_numpy(scores.numpy().argmin(0))
+
 def _nearest(x, centres, chunk_mb, shift=None):
     "Id of the centre nearest to each row of `x`, or of `x - shift`."
     half, ids, n = centres.square().sum(1)[:, None] / 2, torch.empty(len(x), dtype=torch.long, device=x.device), _rows(x, len(centres), chunk_mb)
     for rows, near in zip(x.split(n), ids.split(n)):
-        near.copy_(torch.addmm(half, centres, (rows if shift is None else rows - shift).T, alpha=-1).min(0).indices)
+        near.copy_(_least(torch.addmm(half, centres, (rows if shift is None else rows - shift).T, alpha=-1)))
     return ids
 
 def _squared_distance(x, centres, ids, chunk_mb=64):
@@ -158,14 +162,14 @@ def _seeds(x, k, gen, weight=None, tries=None, chunk_mb=64):
         chosen.append(picks)
     return torch.cat(chosen)
 
-# %% ../nbs/20_clustering.ipynb #27540694
+# %% ../nbs/20_clustering.ipynb #2f8b2b0f
 def _cells(x, centres, weight, chunk_mb):
     "One pass over the data: nearest centre of each row, sum (k, d) and mass (k,) of each cluster, the last two in float64."
     k, half, ids = len(centres), centres.square().sum(1)[:, None] / 2, torch.empty(len(x), dtype=torch.long, device=x.device)
     total, mass, n = torch.zeros_like(centres, dtype=torch.double), torch.zeros(k, dtype=torch.double, device=x.device), _rows(x, k, chunk_mb)
     part, flush = torch.zeros_like(centres), max(1, 2**16 // n)
     for i, (rows, near, w) in enumerate(zip(x.split(n), ids.split(n), [None] * len(x) if weight is None else weight.split(n))):
-        near.copy_(torch.addmm(half, centres, rows.T, alpha=-1).min(0).indices)
+        near.copy_(_least(torch.addmm(half, centres, rows.T, alpha=-1)))
         if x.is_cuda: mass += _add_by_product(part, rows, near, w)
         else: part.index_add_(0, near, rows if w is None else rows * w[:, None])
         if i % flush == flush - 1: total, part = total + part, torch.zeros_like(part)

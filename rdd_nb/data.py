@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SHIFTS', 'Splits', 'SOURCES', 'GroupedDataset', 'channel_stats', 'exact_share', 'two_looks', 'invert_transpose',
            'blur', 'class_colours', 'own_colour', 'other_colour', 'long_tail', 'as_shift', 'stratified', 'overlap',
-           'split', 'from_arrays', 'from_torch', 'from_folder', 'data_root', 'load']
+           'split', 'from_arrays', 'from_torch', 'from_folder', 'data_root', 'load', 'load_data']
 
-# %% ../nbs/05_data.ipynb #f091d2e7
-import base64, colorsys, copy, hashlib, html, io, operator, os, shutil, subprocess, sys
+# %% ../nbs/05_data.ipynb #becdc273
+import base64, colorsys, copy, hashlib, html, io, operator, os, shutil, subprocess, sys, zipfile, zlib
 from collections import namedtuple
 from pathlib import Path
 import numpy as np
@@ -662,3 +662,29 @@ def load(
         data, test = [_from_torchvision(name, train, place, download, size) for train in (True, False)]
     else: data, val, test = _from_image_folder(name, size, val, test)
     return split(data, .1 if val is None else val, .25 if test is None else test, seed, shift, share)
+
+# %% ../nbs/05_data.ipynb #2ad1cbfb
+def _from_npz(path):
+    "An .npz file as a data set. Raises `FileNotFoundError` and `ValueError`."
+    if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
+    try: arrays = dict(np.load(path, allow_pickle=False).items())
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f'{path}: not an .npz file of plain arrays ({(str(e) or type(e).__name__).splitlines()[0][:60]})') from None
+    if not {'x', 'y'} <= set(arrays): raise ValueError(f'{path}: expected arrays named x and y, and group if known; found {", ".join(arrays) or "none"}')
+    return from_arrays(arrays['x'], arrays['y'], arrays.get('group'), name=path.stem)
+
+# %% ../nbs/05_data.ipynb #a4009d41
+def load_data(
+    name: str,                # a name in `SOURCES` or 'digits', a folder of images, or an .npz file
+    shift: str | None = None, # see `load`; 'none' for none, None for the usual one
+    share: float = .1,        # of the minority
+    data_seed: int = 0,
+    root: str | None = None,  # folder with data on disk
+    download: bool = False,
+) -> tuple: # (Splits, what was asked for, as a dict)
+    "Load and split. Raises `ValueError` or `FileNotFoundError` with one line."
+    if shift is None: shift = 'minority' if name == 'digits' else 'none'
+    asked = dict(name=str(name), shift=shift, share=share, data_seed=data_seed)
+    shift = None if shift == 'none' else shift
+    if name.endswith('.npz'): return split(_from_npz(Path(name)), seed=data_seed, shift=shift, share=share), asked
+    return load(name, shift, share, data_seed, root, download), asked

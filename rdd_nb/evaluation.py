@@ -67,11 +67,11 @@ class Training:
         "A freshly drawn network, on the CPU. Raises `ValueError` where the model does not suit the images."
         return make_model(self.model, shape, n_classes, seed=('evaluation', seed), width=self.width, depth=self.depth, norm=self.norm)
 
-# %% ../nbs/50_evaluation.ipynb #d168538b
+# %% ../nbs/50_evaluation.ipynb #4dc266ad
 def _block(x, t):
     "How many samples to send through the network at a time."
     if x.is_cuda or x.dim() != 4 or t.risk is not None or t.norm == 'batch': return len(x)
-    return max(8, 2**20 // (x[0, 0].numel() * (t.width or (128 if min(x.shape[2:]) >= 16 else 32))))
+    return max(8, 2**21 // (x[0, 0].numel() * (t.width or (128 if min(x.shape[2:]) >= 16 else 32))))
 
 def _loss(scores, y, risk):
     losses = F.cross_entropy(scores.float(), y, reduction='none')
