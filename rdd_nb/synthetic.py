@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['FORMAT', 'SyntheticDataset', 'save', 'load', 'show', 'save_png']
 
-# %% ../nbs/40_synthetic.ipynb #97522bb1
+# %% ../nbs/40_synthetic.ipynb #9bf81990
 import base64, hashlib, html, io, json
 from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from .core import atomic_write
+from .core import atomic_write, read_tensors
 
 # %% ../nbs/40_synthetic.ipynb #37c28535
 class SyntheticDataset:
@@ -70,7 +69,7 @@ class SyntheticDataset:
         for t in filter(lambda t: t is not None, (self.x, self.y, self.mean, self.std, self.soft)): h.update(t.contiguous().numpy().tobytes())
         return h.hexdigest()
 
-# %% ../nbs/40_synthetic.ipynb #499b5013
+# %% ../nbs/40_synthetic.ipynb #a3636c16
 FORMAT = 1
 _TENSORS = ('x', 'y', 'mean', 'std', 'initial', 'mass', 'weight', 'soft')
 
@@ -86,13 +85,9 @@ def save(
 
 def load(path) -> SyntheticDataset:
     "Read what `save` wrote. Raises `FileNotFoundError`, or `ValueError` for a file that is truncated, foreign or altered."
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
-    try:
-        with safe_open(path, 'pt') as f:
-            about,tensors = json.loads((f.metadata() or {}).get('rdd_nb', 'null')),{k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError, ValueError, RecursionError, TypeError) as e:
-        raise ValueError(f'{path}: not a readable safetensors file ({str(e).splitlines()[0] if str(e) else type(e).__name__}); was it cut short?') from None
+    tensors,notes = read_tensors(path)
+    try: about = json.loads(notes.get('rdd_nb', 'null'))
+    except (ValueError, RecursionError): about = None
     if not isinstance(about, dict) or not {'x', 'y', 'mean', 'std'} <= set(tensors):
         raise ValueError(f'{path}: a safetensors file, but not one of rdd_nb (it holds {", ".join(sorted(tensors)) or "nothing"})')
     if about.get('format') != FORMAT: raise ValueError(f'{path}: written in format {about.get("format")}, this version of rdd_nb reads format {FORMAT}')

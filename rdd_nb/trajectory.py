@@ -6,7 +6,7 @@
 __all__ = ['flat_parameters', 'call_at', 'gradient_at', 'Experts', 'train_experts', 'save_experts', 'load_experts',
            'segment_loss', 'draw_segment', 'draw_batches', 'weighted_segment', 'TrajectoryMatching']
 
-# %% ../nbs/38_trajectory.ipynb #ccc551f7
+# %% ../nbs/38_trajectory.ipynb #b240c4ea
 import copy, hashlib, inspect, json, math, numbers
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 from torch.func import functional_call
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import trange
 
-# %% ../nbs/38_trajectory.ipynb #8f5d1222
-from .core import atomic_write, generator
+# %% ../nbs/38_trajectory.ipynb #7b3d4a39
+from .core import atomic_write, generator, read_tensors
 from .matching import Batch, Objective, Setup, losses_to_weights, within_cells
 
 # %% ../nbs/38_trajectory.ipynb #e3b0ff1f
@@ -94,7 +93,7 @@ def train_experts(
                 bar.update()
     return Experts(torch.stack([torch.stack(p) for p in paths]), _layout(nets[0]), record)
 
-# %% ../nbs/38_trajectory.ipynb #c2f23afd
+# %% ../nbs/38_trajectory.ipynb #34956602
 def save_experts(
     experts: Experts,
     path,  # a file; its folder is made
@@ -105,13 +104,12 @@ def save_experts(
 
 def load_experts(path) -> Experts:
     "Read a buffer. Raises `FileNotFoundError` where there is none, `ValueError` for anything else."
-    if not Path(path).is_file(): raise FileNotFoundError(f'{path}: there is no such file')
     try:
-        with safe_open(path, 'pt') as f: note,parameters = f.metadata() or {},{k: f.get_tensor(k) for k in f.keys()}
+        parameters,note = read_tensors(path)
         if note.get('format') != 'rdd_nb experts 1': raise ValueError
         found = Experts(parameters['parameters'], json.loads(note['layout']), json.loads(note['record']))
         if found.parameters.dim() != 3 or found.parameters.shape[2] != sum(math.prod(s) for _, s in found.layout): raise ValueError
-    except (SafetensorError, ValueError, KeyError, TypeError): raise ValueError(f'{path}: not a buffer of experts, as `save_experts` writes them') from None
+    except (ValueError, KeyError, TypeError): raise ValueError(f'{path}: not a buffer of experts, as `save_experts` writes them') from None
     return found
 
 # %% ../nbs/38_trajectory.ipynb #6064c361
