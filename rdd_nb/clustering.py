@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'assign_nearest', 'cell_mass', 'KMeans', 'random_per_class', 'class_medoids', 'class_kmeans_ids', 'herding',
-           'k_center_greedy', 'stratified_per_class', 'group_balanced_per_class', 'choose', 'density_weights',
-           'assign_balanced']
+           'k_center_greedy', 'stratified_per_class', 'group_balanced_per_class', 'choose', 'representative_batch',
+           'density_weights', 'assign_balanced']
 
 # %% ../nbs/20_clustering.ipynb #da005a1b
 import functools, math, numbers, os, warnings
@@ -555,6 +555,22 @@ def choose(
     if how == 'groups': return group_balanced_per_class(y, group, ipc, seed)
     if how == 'herding': return herding(x, y, ipc)
     return dict(kmeans=class_medoids, stratified=stratified_per_class).get(how, k_center_greedy)(x, y, ipc, seed)
+
+# %% ../nbs/20_clustering.ipynb #156e0c51
+def representative_batch(
+    f,               # features of the real samples (n, ...)
+    y,               # their labels (n,)
+    per_class,       # samples to choose from each class; all of a class that has fewer
+    seed=0,          # of the seeding of k-means
+    n_classes=None,  # None: the largest label + 1
+): # int64 (k,) ordered by class, and the share of its class that each stands for (k,), adding up to 1 in each; both on the CPU
+    "The samples nearest to the k-means centres of each class (after DREAM, Liu et al. 2023), and what they stand for."
+    f, y, chosen = f.flatten(1).detach().cpu(), y.cpu(), []
+    for c in range(int(y.max()) + 1 if n_classes is None else n_classes):
+        rows = (y == c).nonzero()[:, 0]
+        if len(rows): chosen.append(rows[class_medoids(f[rows], torch.zeros_like(rows), min(per_class, len(rows)), (seed, c))])
+    chosen = torch.cat(chosen)
+    return chosen, cell_mass(assign_nearest(f, f[chosen], y, y[chosen])[0], len(chosen), y[chosen])
 
 # %% ../nbs/20_clustering.ipynb #29a138db
 def _distance_blocks(x, chunk_mb):

@@ -19,12 +19,12 @@ from .core import Cost, atomic_write, generator, pick_device, read_json, version
 from .data import GroupedDataset
 from .models import MODELS, in_chunks, make_model
 from .augment import augment, cutmix
-from .clustering import CHOICES, assign_nearest, choose, class_kmeans_ids, density_weights
+from .clustering import CHOICES, assign_nearest, choose, class_kmeans_ids, density_weights, representative_batch
 from .priors import MultiFormation, Pixels, Prior, as_prior
 from .matching import Batch, Cells, DistributionMatching, GradientMatching, Objective, Setup, within_cells
 from .synthetic import SyntheticDataset, load, save, save_png
 from .bilevel import KernelRidge, Unrolled
-from .moments import CharacteristicMatching, KernelMatching, MomentMatching, representative_batch
+from .moments import CharacteristicMatching, KernelMatching, MomentMatching
 from .teacher import BatchNormAlignment, select_patches, soft_labels, train_teacher
 from .trajectory import TrajectoryMatching
 

@@ -83,7 +83,7 @@ class Risk:
             q, penalty = self._solve(l if p is None else _support(l, p), p, groups)
         return _dot(q, losses) - penalty
 
-# %% ../nbs/25_risk.ipynb #46627721
+# %% ../nbs/25_risk.ipynb #9c2e6dc1
 def _inputs(measure, losses, p, groups):
     "The arguments of a measure, checked: losses, probabilities or None, group labels or None."
     l = _as_losses(losses)
@@ -92,6 +92,7 @@ def _inputs(measure, losses, p, groups):
         groups = torch.as_tensor(groups, device=l.device)
         if l.dim() > 1 or groups.shape != l.shape or groups.is_floating_point():
             raise ValueError(f'groups: got shape {tuple(groups.shape)} and type {groups.dtype}, expected integers of shape (n,) beside losses of shape {tuple(l.shape)}')
+        groups = groups.long()
     return l, None if p is None else _as_masses(p, l), groups
 
 def _uniform(l):
@@ -151,12 +152,12 @@ class WorstCase(Risk, names=('WorstCase', 'max')):
         q = (l == l.amax(-1, keepdim=True)).to(l.dtype) * (1. if p is None else p)
         return q / q.sum(-1, keepdim=True), 0
 
-# %% ../nbs/25_risk.ipynb #bf7a7596
+# %% ../nbs/25_risk.ipynb #8570f867
 def _by_rank(l, p, spread):
     "Weights of a measure that looks at the order of the losses only: `spread(before, p)` of the mass before each sample, worst first."
     order = l.sort(descending=True).indices
     p = _uniform(_wide(l)) if p is None else _wide(p.gather(-1, order))
-    q = spread(p.cumsum(-1) - p, p)
+    q = spread(torch.cat([torch.zeros_like(p[..., :1]), p[..., :-1].cumsum(-1)], -1), p)
     return torch.zeros_like(l).scatter(-1, order, (q / q.sum(-1, keepdim=True)).to(l.dtype))
 
 # %% ../nbs/25_risk.ipynb #06ae69cd
@@ -245,12 +246,15 @@ def _runs(l, groups):
     first[1:] = groups[order][1:] != groups[order][:-1]
     return order, first.cumsum(0) - 1, first
 
-# %% ../nbs/25_risk.ipynb #2106f079
+# %% ../nbs/25_risk.ipynb #2abb0cb2
 def _inner_by_rank(inner, l, p, ids, first):
     "Weights inside the runs by the `spread` rule of `inner`, and the (absent) penalty of each run."
-    before = p.cumsum(0) - p
-    before = before - torch.where(first, before, 0.).cummax(0).values  # mass of the own run before a sample
-    return inner.spread(before, p).to(l.dtype), l.new_zeros(1)
+    previous = torch.cat([p.new_zeros(1), p[:-1]])
+    before = previous.cumsum(0)
+    before = before - torch.where(first, before, 0.).cummax(0).values      # mass of the own run before a sample
+    before = torch.maximum(before, torch.where(first, 0., previous))       # where a tiny mass was lost in the sum
+    q = inner.spread(before, p)
+    return (q / torch.zeros_like(q).index_add_(0, ids, q)[ids]).to(l.dtype), l.new_zeros(1)
 
 def _inner_by_table(inner, l, p, ids, first):
     "Weights inside the runs and the penalty of each run, by a table with one row per run."
@@ -311,7 +315,7 @@ class Entropic(Risk):
         large = top[..., 0] + (t * (x - top) + p.log()).logsumexp(-1) / t
         return _dot(q, x) - torch.where((t * x).abs().amax(-1) < 1, small, large)
 
-# %% ../nbs/25_risk.ipynb #47ac7540
+# %% ../nbs/25_risk.ipynb #ab867dcd
 def _gap(l):
     "How far each loss lies below the largest, as a fraction of the range: 0 for the largest, 1 for the smallest (all 0 for constant losses)."
     u = l.amax(-1, keepdim=True) - l
@@ -328,7 +332,7 @@ class EVaR(Risk):
     def _weights(self, l, p):
         if self.tail == 1: return p
         u, rho = _gap(l), -math.log(self.tail)
-        low, high = torch.full_like(u[..., :1], math.log(1e-8)), torch.full_like(u[..., :1], math.log(1e8))
+        low, high = torch.full_like(u[..., :1], math.log(1e-8)), torch.full_like(u[..., :1], math.log(torch.finfo(u.dtype).max) - 1)
         for _ in range(60):
             t = ((low + high) / 2).exp()
             q = (p.log() - t * u).softmax(-1)
@@ -338,7 +342,7 @@ class EVaR(Risk):
         mass = worst.sum(-1, keepdim=True)
         return torch.where(mass >= self.tail, worst / mass, q)
 
-# %% ../nbs/25_risk.ipynb #ed427e53
+# %% ../nbs/25_risk.ipynb #87e0a640
 class ChiSquareDRO(Risk):
     "DRO over the chi-square ball (1/2) sum p (q/p - 1)^2 <= rho (scale of Duchi & Namkoong); exact by sorting."
     def __init__(self,
@@ -348,21 +352,22 @@ class ChiSquareDRO(Risk):
 
     def _weights(self, l, p):
         if self.rho == 0: return p
-        u, order = _gap(l).sort(-1)                        # worst first; eta becomes a cut at u = c
-        p_sorted = p.gather(-1, order)
-        P = p_sorted.cumsum(-1)
-        mean = (p_sorted * u).cumsum(-1) / P
-        var = ((p_sorted * u ** 2).cumsum(-1) / P - mean ** 2).clamp(min=0)
-        room = (1 + 2 * self.rho) * P - 1
-        cut = mean + (var / room).sqrt()
-        after = torch.cat([u[..., 1:], torch.full_like(u[..., :1], math.inf)], -1)
-        fits = (room > 0) & (u < cut) & (cut <= after)
-        cut = cut.gather(-1, fits.int().argmax(-1, keepdim=True))
-        u = _gap(l)
-        q = torch.where(fits.any(-1, keepdim=True), p * (cut - u).clamp(min=0), p * (u == 0))
+        gap = _gap(l)
+        u, order = gap.sort(-1)                                             # worst first; eta becomes a cut at u = c
+        P, S, SS = ((p.gather(-1, order) * x).cumsum(-1) for x in (torch.ones_like(u), u, u ** 2))
+        P, after = P / P[..., -1:], u[..., 1:]
+        first = P[..., :-1] * after - S[..., :-1]                           # E (c - u)+ with c at the next loss, and its square
+        second = (P[..., :-1] * after - 2 * S[..., :-1]) * after + SS[..., :-1]
+        enough = torch.cat([(first > 0) & (second <= (1 + 2 * self.rho) * first ** 2), torch.ones_like(P[..., :1], dtype=torch.bool)], -1)
+        k = enough.int().argmax(-1, keepdim=True)
+        P, mean, var = (x.gather(-1, k) for x in (P, S / P, (SS / P - (S / P) ** 2).clamp(min=0)))
+        cut = mean + (var / (2 * self.rho * P + (P - 1)).clamp(min=torch.finfo(P.dtype).tiny)).sqrt()
+        cut = torch.minimum(cut, torch.cat([after, torch.full_like(u[..., :1], math.inf)], -1).gather(-1, k))
+        q = p * (cut - gap).clamp(min=0)
+        q = torch.where(q.sum(-1, keepdim=True) > 0, q, p * (gap == 0))
         return q / q.sum(-1, keepdim=True)
 
-# %% ../nbs/25_risk.ipynb #f0bce4fd
+# %% ../nbs/25_risk.ipynb #7d57b110
 class CressieRead(Risk):
     "DRO over the Cressie-Read ball of order k > 1 (Duchi & Namkoong 2021, section 2); k = 2 is `ChiSquareDRO`, k towards 1 the Kullback-Leibler ball."
     def __init__(self,
@@ -374,7 +379,7 @@ class CressieRead(Risk):
     def _weights(self, l, p):
         if self.rho == 0: return p
         u, power, c = _gap(l), 1 / (self.k - 1), (1 + self.k * (self.k - 1) * self.rho) ** (1 / self.k)
-        low, high = torch.full_like(u[..., :1], math.log(1e-12)), torch.full_like(u[..., :1], math.log(1e12))
+        low, high = torch.full_like(u[..., :1], math.log(torch.finfo(u.dtype).tiny) + 1), torch.full_like(u[..., :1], math.log(1e12))
         for _ in range(70):
             cut = ((low + high) / 2).exp()
             y = (1 - u / cut).clamp(min=0)                                   # (l - eta)+ up to a factor
@@ -580,7 +585,7 @@ class GroupCVaR(Risk):
                 self.loss, self.mass, *_ = self._look(l.detach(), p, groups)
         return value
 
-# %% ../nbs/25_risk.ipynb #de7c3076
+# %% ../nbs/25_risk.ipynb #78da1dfb
 class Regret(Risk):
     "The `inner` measure of losses minus the baseline of their group (Agarwal & Zhang 2022)."
     needs_groups = True
@@ -593,11 +598,19 @@ class Regret(Risk):
         except TypeError: raise ValueError(f'baselines: got {baselines!r}, expected one number per group') from None
         self.inner = inner
 
+    def _baseline(self, l, groups):
+        _by_group(l, None, groups, len(self.baselines))
+        return l.new_tensor(self.baselines)[groups]
+
     def _solve(self, l, p, groups):
-        _by_group(l, p, groups, len(self.baselines))
-        b = l.new_tensor(self.baselines)[groups]
-        q, penalty = self.inner._solve(l - b, p, groups)
+        b = self._baseline(l, groups)
+        q, penalty = self.inner._solve(l - b if p is None else _support(l - b, p), p, groups)
         return q, penalty + _dot(q, b)
+
+    def __call__(self, losses, p=None, groups=None):
+        "As `Risk.__call__`; an `inner` measure with a state takes the regrets into it."
+        l, p, groups = _inputs(self, losses, p, groups)
+        return self.inner(l - self._baseline(l.detach(), groups), p, groups)
 
 class DORO(Risk):
     "The `inner` measure without the worst `eps` of the probability mass (Zhai et al. 2021)."

@@ -144,6 +144,50 @@ def test_two_level_against_a_linear_program(mass):
         assert TwoLevel(CVaR(.3), CVaR(.6), mass)(l.float(), p.float(), g).item() == pytest.approx(best, rel=1e-4)
 
 
+def test_chi_square_where_a_loss_lies_on_the_threshold():
+    "Rounding must not let all prefixes fail there: the value was the maximum then. Cressie-Read of order 2 is the same measure by bisection."
+    draw = torch.Generator().manual_seed(0)
+    for rho, n, k in itertools.product((.6, 1., 2.), (4, 6), (2, 3)):
+        p = torch.rand(500, n, generator=draw, dtype=F64) + .05
+        p[::2] = 1
+        p = p / p.sum(1, keepdim=True)
+        u = torch.cat([torch.zeros(500, 1), torch.rand(500, k - 1, generator=draw)], 1).double().sort(1).values
+        P = p[:, :k].sum(1)
+        mean = (p[:, :k] * u).sum(1) / P
+        cut = mean + (((p[:, :k] * u ** 2).sum(1) / P - mean ** 2) / ((1 + 2 * rho) * P - 1)).sqrt()
+        rest = cut[:, None] + torch.cat([torch.zeros(500, 1), torch.rand(500, n - k - 1, generator=draw)], 1)
+        fits = (cut > u[:, -1]) & cut.isfinite()      # NaN or infinite where there is no room
+        l, p = 3.7 - torch.cat([u, rest], 1)[fits], p[fits]
+        for ulps in range(-3, 4):
+            l[:, k] = l[:, k] + ulps * 2 ** -52
+            assert (ChiSquareDRO(rho)(l, p) - CressieRead(2, rho)(l, p)).abs().max() < 1e-6
+    for tiny in 1e-12, 1e-17, 1e-300: assert ChiSquareDRO(tiny)(torch.arange(9., dtype=F64)).item() == pytest.approx(4, abs=1e-5)
+
+
+def test_a_far_smaller_loss_leaves_the_order_of_the_others():
+    "The range of the losses is no scale for what happens among the worst."
+    for low in 1e3, 1e9, 1e15:
+        l = torch.cat([torch.arange(11., dtype=F64), torch.tensor([-low], dtype=F64)])
+        t = torch.logspace(-6, 3, 20_000, dtype=F64)[:, None]
+        assert EVaR(.6)(l).item() == pytest.approx((((t * l).logsumexp(1) - math.log(12 * .6)) / t[:, 0]).min().item(), rel=1e-5)
+        for k in 1.2, 3.:
+            c, conjugate, eta = (1 + k * (k - 1) * .1) ** (1 / k), k / (k - 1), torch.linspace(-500, 10, 100_001, dtype=F64)[:, None]
+            direct = (eta[:, 0] + c * ((l - eta).clamp(min=0) ** conjugate).mean(1) ** (1 / conjugate)).min().item()
+            assert CressieRead(k, .1)(l).item() == pytest.approx(direct, rel=1e-5)
+
+
+def test_masses_below_the_rounding_of_their_sum():
+    "The worst sample counts, however small its mass beside the next one's, and weights sum to 1."
+    l, p, g = torch.tensor([5., 1, 3, 2, 7, 4], dtype=F64), torch.tensor([1e-18, .5, .25, .25 - 1e-18, 1e-18, 1e-18], dtype=F64), torch.tensor([0, 0, 1, 1, 1, 1])
+    assert CVaR(1e-18)(l[:4], p[:4]).item() == pytest.approx(5) and CVaR(1e-18).weights(l[:4], p[:4])[0] == 1
+    for inner, expected in (WorstCase(), (5, 7)), (CVaR(1e-18), (5, 7)), (CVaR(.5), (1, 3)), (.5 * Mean() + .5 * WorstCase(), (3, 4.75)), (ProportionalHazard(10), None), (Wang(1), None):
+        risk = TwoLevel(inner, Mean())
+        q = risk.weights(l, p, g)
+        assert q.sum().item() == pytest.approx(1, abs=1e-6), inner
+        if expected: assert risk(l, p, g).item() == pytest.approx(sum(expected) / 2)
+        else: assert risk(l, p, g).item() == pytest.approx((inner(l[:2], p[:2] / p[:2].sum()) + inner(l[2:], p[2:] / p[2:].sum())).item() / 2, rel=1e-2)
+
+
 # Gradients
 
 @pytest.mark.parametrize('with_p', [False, True], ids=['equal', 'p'])
@@ -481,6 +525,23 @@ def test_group_cvar():
     only = risk.weights(torch.tensor([1., 2]), groups=torch.tensor([1, 1]))                 # a batch of one easy group still has weights
     assert torch.allclose(only, torch.tensor([.5, .5]))
     assert risk(torch.tensor([math.nan, 1.]), groups=torch.tensor([2, 0])).isnan() and not risk.loss.isnan().any()
+
+
+def test_regret_of_a_sample_without_probability_and_of_a_measure_with_state():
+    l, g, b = torch.tensor([1., 2, 3, 7], dtype=F64), torch.tensor([0, 0, 1, 1]), torch.tensor([.5, -100.], dtype=F64)
+    p = torch.tensor([.5, .5, 0, 0], dtype=F64)
+    for inner in FLAT: assert Regret(inner, b.tolist())(l, p, g).item() == pytest.approx(inner(l[:2] - .5, p[:2]).item()), inner
+    for inner in FLAT: assert Regret(inner, b.tolist()).weights(l, p, g)[2:].abs().sum() == 0, inner
+    risk = Regret(GroupDRO(2, 1.), [0., 6.])
+    for _ in range(5): risk(l, groups=g)
+    assert risk.inner.log_q.exp()[0] > .98                                                  # the regrets are 1.5 and -1
+
+
+@pytest.mark.parametrize('dtype', [torch.bool, torch.uint8, torch.int16, torch.int32], ids=str)
+def test_labels_of_any_integer_type(dtype):
+    l, g = torch.tensor([1., 2, 3, 6]), torch.tensor([0, 1, 1, 0])
+    for make in (lambda: TwoLevel(CVaR(.5), CVaR(.5)), lambda: TwoLevel(Entropic(1.), Mean()), lambda: GroupDRO(2), lambda: GroupCVaR(.5, 2), lambda: Regret(Mean(), [0, 1.])):
+        assert make()(l, groups=g.to(dtype)) == make()(l, groups=g)
 
 
 def test_regret_and_doro():
