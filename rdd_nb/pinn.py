@@ -654,7 +654,7 @@ def causal(epsilon=1.):
         return dataclasses.replace(points, weight=torch.where(points.value, 1., (-epsilon * before).exp().clamp(min=1e-3)))
     return change
 
-# %% ../nbs/75_pinn.ipynb #67b98179
+# %% ../nbs/75_pinn.ipynb #21bcd7b2
 def adapted(
     pde, points, change,   # e.g. `rar(pde, n, seed)`
     *keys, **kwargs,       # for `fit`
@@ -678,7 +678,7 @@ def best_of(pde, n, seed, labels=0, tries=50, how=None):
 @torch.no_grad()
 def _risk_of(pde, points, exam, how, keys): return _value(how, exam, fit(pde, points, *keys, damping=how.damping)).item()
 
-METHODS = 'untrained', 'uniform', 'lhs', 'sobol', 'rar', 'rad', 'causal', 'best of 50', 'dense', 'distilled'
+METHODS = 'untrained', 'uniform', 'lhs', 'sobol', 'rar', 'rad', 'rar at once', 'rad at once', 'causal', 'best of 50', 'dense', 'distilled'
 
 def prepare(
     pde, method,    # one of METHODS
@@ -695,9 +695,10 @@ def prepare(
     if method == 'best of 50': return best_of(pde, n, seed, labels, how=dataclasses.replace(how, damping=damping)), damped
     if method == 'untrained': return sample_points(pde, n, 'sobol', seed), dict(steps=0)
     if method == 'causal' and pde.coordinates[1] != 't': raise ValueError(f'method: causal weights need a time, {pde.name} has none')
-    if method in ('rar', 'rad'):
-        start = sample_points(pde, max(labels, n // 2, 1) if method == 'rar' else n, 'sobol', seed, labels)
-        return adapted(pde, start, dict(rar=rar, rad=rad)[method](pde, n, seed), seed, 'adapt', **damped), damped
+    if method[:3] in ('rar', 'rad'):
+        start,rule = sample_points(pde, max(labels, n // 2, 1) if method[:3] == 'rar' else n, 'sobol', seed, labels), dict(rar=rar, rad=rad)[method[:3]](pde, n, seed)
+        if method.endswith('at once'): return start, damped | dict(change=rule)      # rar begins with half of the points and ends with n
+        return adapted(pde, start, rule, seed, 'adapt', **damped), damped
     if method == 'causal': damped = damped | dict(change=causal())
     return sample_points(pde, 8 * n if method == 'dense' else n, method if method in SAMPLERS else 'sobol', seed, labels), damped
 
