@@ -276,6 +276,11 @@ def test_comparison_has_equal_points():
     pde = Heat()
     rows = compare_points(pde, ['untrained', 'uniform', 'lhs', 'sobol', 'rar', 'rad', 'causal'], {'in': Exam(pde, inside(pde, 4, 0), 7, 5)}, n=8, networks=1)
     assert [r['points'] for r in rows] == [8] * 7
+    at_once = [prepare(pde, m, n=8) for m in ('rar at once', 'rad at once')]
+    for points, how in at_once:
+        seen = [points]
+        fit(pde, points, 0, change=lambda k, net, p: seen.append(how['change'](k, net, p)) or seen[-1])
+        assert len(seen[-1]) == 8 and not torch.equal(seen[-1].q[-1], points.q[-1])
     assert all(math.isfinite(r[k]) for r in rows for k in ('in mean', 'in worst', 'in tail', 'in residual', 'in energy'))
     assert all(r['in mean'] <= r['in tail'] + 1e-12 <= r['in worst'] + 2e-12 for r in rows)
 
