@@ -1,6 +1,6 @@
 """Which method for which task: every surrogate of `rdd_nb.tasks` as a ranking of candidate sets and as a method of distillation, on eight small tasks.
 
-    OMP_NUM_THREADS=1 python benchmarks/faithfulness.py --work /tmp/faithfulness     # one minute on one idle core; writes benchmarks/results/faithfulness.json
+    OMP_NUM_THREADS=1 python benchmarks/faithfulness.py --work /tmp/faithfulness     # about two minutes on one core; writes benchmarks/results/faithfulness.json
 
 For each task and seed (a seed draws the population or divides the table, and draws the start):
 

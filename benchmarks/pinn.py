@@ -1,6 +1,6 @@
 """Points for PINNs across boundary conditions: distilled, sampled, adaptive; tested inside and outside of the training family.
 
-    python benchmarks/pinn.py --work DIR      # writes benchmarks/results/pinn.json; about ten minutes of one CPU core
+    python benchmarks/pinn.py --work DIR      # writes benchmarks/results/pinn.json; about twenty minutes of one CPU core
 
 All methods train for the same number of steps. The samplers' damping is chosen first, for each equation, so that Sobol points do best on tuning seeds;
 distilled sets train with the default of `Distillation`. Seeds are the units: points, networks and training conditions are drawn anew for each; test conditions are the same for all and are used

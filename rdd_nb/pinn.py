@@ -28,8 +28,8 @@ from scipy.stats import qmc
 from torch.func import jvp
 from tqdm.auto import tqdm
 
-# %% ../nbs/75_pinn.ipynb #8167006c
-from .core import atomic_write, generator, versions, write_json
+# %% ../nbs/75_pinn.ipynb #3f564c3d
+from .core import atomic_write, generator, pick_device, versions, write_json
 from .risk import CVaR, Risk, from_string
 
 # %% ../nbs/75_pinn.ipynb #2b8b5d1e
@@ -61,7 +61,7 @@ def profile(
     w = z + s * z * (1 - z)
     return a * torch.sin(mode * math.pi * w) * torch.cos(math.pi * f * (w - .5))
 
-# %% ../nbs/75_pinn.ipynb #4a5729e5
+# %% ../nbs/75_pinn.ipynb #b290db19
 class PDE:
     """An equation with a family of conditions. `initial(z, c)` (z (n,) in [0, 1], c (n, k)) and `family` (name -> (low, high)) replace the built-in ones.
 
@@ -87,7 +87,7 @@ class PDE:
             u = self.initial(torch.full((len(c),), end, dtype=c.dtype), c)
             if not (u.abs() < 1e-6).all():
                 i = int((~(u.abs() < 1e-6)).nonzero()[0])
-                raise ValueError(f'initial: is {u[i]:g} at the {"left" if end == 0 else "right"} end for the condition {c[i].tolist()}, but the boundary condition there is 0')
+                raise ValueError(f'{self.name}, initial: is {u[i]:g} at the {"left" if end == 0 else "right"} end for the condition {c[i].tolist()}, but the boundary condition there is 0')
 
     def position(self, q): return (q[:, 0] - self.low[0]) / (self.high[0] - self.low[0])
     def unit(self, q): return 2 * (q - q.new_tensor(self.low)) / (q.new_tensor(self.high) - q.new_tensor(self.low)) - 1
@@ -233,7 +233,7 @@ def method_of_lines(
     u = np.concatenate([u, u[:, :1]], 1) if periodic else np.pad(u, ((0, 0), (1, 1), (0, 0)))
     return torch.from_numpy(CubicSpline(grid, u, axis=1, bc_type='periodic' if periodic else 'not-a-knot')(x.numpy()))
 
-# %% ../nbs/75_pinn.ipynb #14427187
+# %% ../nbs/75_pinn.ipynb #8b81744f
 class AllenCahn(PDE):
     "u_t = diffusion u_xx + reaction (u - u^3) on [-1, 1], periodic; the condition is the initial profile, `frequency` its share of the second harmonic."
     name,low,high = 'allen-cahn', (-1., 0.), (1., 1.)
@@ -250,7 +250,7 @@ class AllenCahn(PDE):
     def check_ends(self):
         c = self.corners()
         left,right = (self.initial(torch.full((len(c),), end, dtype=c.dtype), c) for end in (0., 1.))
-        if not ((left - right).abs() < 1e-6).all(): raise ValueError(f'initial: is {left[0]:g} at the left end and {right[0]:g} at the right, but the boundary condition is periodic')
+        if not ((left - right).abs() < 1e-6).all(): raise ValueError(f'{self.name}, initial: is {left[0]:g} at the left end and {right[0]:g} at the right, but the boundary condition is periodic')
     def features(self, q): return torch.stack([torch.cos(math.pi * q[:, 0]), torch.sin(math.pi * q[:, 0]), 2 * q[:, 1] - 1], 1)
     def bubble(self, q): return q[:, 1]
     def rhs(self, u, ux, uxx): return self.diffusion * uxx + self.reaction * (u - u**3)
@@ -502,7 +502,7 @@ def fit(
     if not all(p.isfinite().all() for p in net.theta): raise ValueError(f'{pde.name}: training diverged; more damping or fewer points of extreme weight may help')
     return net
 
-# %% ../nbs/75_pinn.ipynb #57f972c9
+# %% ../nbs/75_pinn.ipynb #df72f074
 class Exam:
     "Conditions (m, k) with reference solutions on a grid. `errors(net)` are the relative L2 errors (m,), differentiable."
     def __init__(self, pde, c, nx=21, ny=11):
@@ -512,6 +512,10 @@ class Exam:
         self.grid = torch.stack(torch.meshgrid(self.x, self.y, indexing='ij'), -1).flatten(0, 1)
         q,c = self._pairs(self.grid)
         self._q,self._c = q, c
+    def to(self, device):
+        "Move everything to `device`; the references have been computed on the CPU."
+        for k in 'c', 'u', 'grid', '_q', '_c': setattr(self, k, getattr(self, k).to(device))
+        return self
     def _pairs(self, q): return q.repeat(len(self.c), 1), self.c.repeat_interleave(len(q), 0)
     def __len__(self): return len(self.c)
     def predict(self, net): return net(self._q, self._c).view_as(self.u)
@@ -558,7 +562,7 @@ class Distillation:
 
     def __repr__(self): return 'Distillation(' + ', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in dataclasses.fields(self)) + ')'
 
-# %% ../nbs/75_pinn.ipynb #2a893697
+# %% ../nbs/75_pinn.ipynb #73b12a88
 class _Set:
     "The set as unconstrained tensors."
     def __init__(self, pde, points, s, how):
@@ -582,12 +586,13 @@ def distill_points(
     labels=0,         # how many of them are value points
     how=None,         # `Distillation`
     progress=True,
-) -> Points:
+    device='cpu',     # where networks are trained; reference solutions are computed on the CPU
+) -> Points: # on the CPU
     "The points from which a freshly drawn network learns best, by the risk over the conditions of the training family."
-    pde,how = make_pde(pde), how or Distillation()
-    start = sample_points(pde, n, how.start, seed, labels)
-    train,val = (Exam(pde, inside(pde, how.conditions, seed, part), 15, 9) for part in ('train', 'validation'))
-    current = _Set(pde, start, _cube(pde, n, how.start, seed, how.start), how)
+    pde,how,device = make_pde(pde), how or Distillation(), pick_device(device)
+    start = sample_points(pde, n, how.start, seed, labels).to(device)
+    train,val = (Exam(pde, inside(pde, how.conditions, seed, part), 15, 9).to(device) for part in ('train', 'validation'))
+    current = _Set(pde, start, _cube(pde, n, how.start, seed, how.start).to(device), how)
     opt = torch.optim.Adam(current.groups, betas=(.8, .95))
     cosine = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: .02 + .5 * (1 + math.cos(math.pi * i / max(1, how.steps))))
     best,history = (math.inf, start), []
@@ -595,12 +600,12 @@ def distill_points(
         if i % 10 == 0 or i == how.steps: best = _try(pde, current, val, how, seed, i, best, history)
         if i == how.steps: break
         net = fit(pde, current.points(), seed, 'distil', i, unroll=how.unroll, damping=how.damping)
-        q = torch.rand(64, 2, generator=generator(seed, 'dense', i), dtype=torch.float64) * (current.raw.new_tensor(pde.high) - current.raw.new_tensor(pde.low)) + current.raw.new_tensor(pde.low)
+        q = torch.rand(64, 2, generator=generator(seed, 'dense', i), dtype=torch.float64).to(device) * (current.raw.new_tensor(pde.high) - current.raw.new_tensor(pde.low)) + current.raw.new_tensor(pde.low)
         opt.zero_grad()
         _value(how, train, net, q).backward()
         for g in current.groups: torch.nn.utils.clip_grad_norm_(g['params'], 1.)
         opt.step(); cosine.step()
-    return dataclasses.replace(best[1], provenance=dict(pde=pde.name, method='distilled', seed=seed, labels=labels, family=pde.family, how=repr(how), history=history))
+    return dataclasses.replace(best[1].to('cpu'), provenance=dict(pde=pde.name, method='distilled', seed=seed, labels=labels, family=pde.family, how=repr(how), history=history))
 
 @torch.no_grad()
 def _try(pde, current, val, how, seed, i, best, history):
@@ -649,7 +654,7 @@ def causal(epsilon=1.):
         return dataclasses.replace(points, weight=torch.where(points.value, 1., (-epsilon * before).exp().clamp(min=1e-3)))
     return change
 
-# %% ../nbs/75_pinn.ipynb #67b98179
+# %% ../nbs/75_pinn.ipynb #21bcd7b2
 def adapted(
     pde, points, change,   # e.g. `rar(pde, n, seed)`
     *keys, **kwargs,       # for `fit`
@@ -673,7 +678,7 @@ def best_of(pde, n, seed, labels=0, tries=50, how=None):
 @torch.no_grad()
 def _risk_of(pde, points, exam, how, keys): return _value(how, exam, fit(pde, points, *keys, damping=how.damping)).item()
 
-METHODS = 'untrained', 'uniform', 'lhs', 'sobol', 'rar', 'rad', 'causal', 'best of 50', 'dense', 'distilled'
+METHODS = 'untrained', 'uniform', 'lhs', 'sobol', 'rar', 'rad', 'rar at once', 'rad at once', 'causal', 'best of 50', 'dense', 'distilled'
 
 def prepare(
     pde, method,    # one of METHODS
@@ -690,9 +695,10 @@ def prepare(
     if method == 'best of 50': return best_of(pde, n, seed, labels, how=dataclasses.replace(how, damping=damping)), damped
     if method == 'untrained': return sample_points(pde, n, 'sobol', seed), dict(steps=0)
     if method == 'causal' and pde.coordinates[1] != 't': raise ValueError(f'method: causal weights need a time, {pde.name} has none')
-    if method in ('rar', 'rad'):
-        start = sample_points(pde, max(labels, n // 2, 1) if method == 'rar' else n, 'sobol', seed, labels)
-        return adapted(pde, start, dict(rar=rar, rad=rad)[method](pde, n, seed), seed, 'adapt', **damped), damped
+    if method[:3] in ('rar', 'rad'):
+        start,rule = sample_points(pde, max(labels, n // 2, 1) if method[:3] == 'rar' else n, 'sobol', seed, labels), dict(rar=rar, rad=rad)[method[:3]](pde, n, seed)
+        if method.endswith('at once'): return start, damped | dict(change=rule)      # rar begins with half of the points and ends with n
+        return adapted(pde, start, rule, seed, 'adapt', **damped), damped
     if method == 'causal': damped = damped | dict(change=causal())
     return sample_points(pde, 8 * n if method == 'dense' else n, method if method in SAMPLERS else 'sobol', seed, labels), damped
 
@@ -787,7 +793,7 @@ def plot_distance(
     ax.set(xlabel='distance from the training family (half-widths)', ylabel='relative error', yscale='log'); ax.legend(frameon=False, fontsize=7)
     return ax
 
-# %% ../nbs/75_pinn.ipynb #7d8b515f
+# %% ../nbs/75_pinn.ipynb #6faed100
 def _table(rows):
     "The comparison as text."
     return pd.DataFrame(rows).set_index('method')[['points', 'inside mean', 'inside worst', 'outside mean', 'outside worst', 'inside residual']].to_string(float_format='{:.4f}'.format)
@@ -812,7 +818,7 @@ def do_pinn(a):
     exams = {place: Exam(pde, draw(pde, 64, 'test')) for place,draw in (('inside', inside), ('outside', outside))}
     methods = ['untrained', 'uniform', 'lhs', 'sobol', 'rar', 'rad'] + ['causal'] * (pde.coordinates[1] == 't')
     ready = {m: prepare(pde, m, a.points, a.seed, a.labels) for m in methods}
-    points = distill_points(pde, a.points, a.seed, a.labels, how)
+    points = distill_points(pde, a.points, a.seed, a.labels, how, device=a.device)
     rows = compare_points(pde, ready | {'distilled': (points, dict(damping=how.damping))}, exams, a.seed, a.networks)
     print(f'{pde.name}, {a.points} points; relative L2 errors under 64 conditions inside and 64 outside of the training family:\n' + _table(rows))
     _write_folder(out, lambda folder: _write_result(folder, pde, points, rows, a))
@@ -840,6 +846,7 @@ def add_command(
     p.add_argument('--steps', type=int, default=100, help='updates of the set (default: %(default)s)')
     p.add_argument('--networks', type=int, default=2, help='networks trained on each set (default: %(default)s)')
     p.add_argument('--seed', type=int, default=0, help='of the distillation (default: 0)')
+    p.add_argument('--device', default='cpu', help='of the distillation: cpu, cuda, ... (default: cpu: these networks are small)')
     p.add_argument('--out', required=True, help='folder for the result; must not exist yet')
     p.set_defaults(do=do_pinn)
     return p

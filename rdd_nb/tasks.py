@@ -6,12 +6,12 @@
 __all__ = ['TASKS', 'SURROGATES', 'Sample', 'SmallSet', 'Affine', 'Quadratic', 'Fourier', 'Learner', 'RidgeLearner',
            'KernelLearner', 'ConvexLearner', 'Logistic', 'Quantiles', 'NetworkLearner', 'Density', 'Task',
            'by_environment', 'regression', 'classification', 'quantiles', 'density', 'effect', 'Interactions',
-           'spearman', 'RankingTask', 'ranking', 'optimum', 'descend', 'Surrogate', 'Quantisation', 'Moments', 'MMD',
-           'Gradient', 'Cosine', 'Trajectory', 'Parameters', 'RidgeProxy', 'TrainingLoss', 'Exact', 'faithfulness',
-           'random_subsets']
+           'spearman', 'RankingTask', 'ranking', 'optimum', 'descend', 'Surrogate', 'Quantisation', 'Moments',
+           'Covariances', 'MMD', 'Characteristic', 'Gradient', 'Cosine', 'Trajectory', 'Teacher', 'Parameters',
+           'RidgeProxy', 'TrainingLoss', 'Exact', 'faithfulness', 'random_subsets']
 
-# %% ../nbs/60_tasks.ipynb #b71ccf46
-from dataclasses import dataclass
+# %% ../nbs/60_tasks.ipynb #01a9de15
+from dataclasses import dataclass, replace
 from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from .bilevel import ridge_fit, kernel_ridge, rbf, median_gamma
 from .core import generator, seeded
 from .risk import WorstCase
 
-# %% ../nbs/60_tasks.ipynb #770e8a79
+# %% ../nbs/60_tasks.ipynb #8b66bb09
 class Sample(NamedTuple):
     "A sample of a population in environments."
     x: Tensor                    # (n, d) float64
@@ -31,6 +31,7 @@ class Sample(NamedTuple):
     env: Tensor | None = None    # (n,) environment ids from 0; None: one environment
     target: Tensor | None = None # (n, ...) what the task's loss compares with, where that is not y
     def at(self, i): return Sample(*(None if t is None else t[i] for t in self))
+    def to(self, device): return Sample(*(None if t is None else t.to(device) for t in self))
 
 class SmallSet(NamedTuple):
     "A synthetic set."
@@ -38,8 +39,9 @@ class SmallSet(NamedTuple):
     y: Tensor                    # (m, k)
     weights: Tensor | None = None # (m,) non-negative; None: equal
     def detach(self): return SmallSet(*(None if t is None else t.detach() for t in self))
+    def to(self, device): return SmallSet(*(None if t is None else t.to(device) for t in self))
 
-# %% ../nbs/60_tasks.ipynb #0ddd3550
+# %% ../nbs/60_tasks.ipynb #1ae4ca9b
 class Affine:
     "The features themselves."
     def __call__(self, x): return x
@@ -59,10 +61,10 @@ class Fourier:
         self.d,self.n,self.gamma,self.seed = d,n,gamma,seed
         self.w = torch.randn(d, n, generator=g, dtype=torch.float64) * (2 * gamma) ** .5
         self.b = torch.rand(n, generator=g, dtype=torch.float64) * 2 * torch.pi
-    def __call__(self, x): return torch.cos(x @ self.w + self.b) * (2 / self.n) ** .5
+    def __call__(self, x): return torch.cos(x @ self.w.to(x) + self.b.to(x)) * (2 / self.n) ** .5
     def __repr__(self): return f'Fourier({self.d}, {self.n}, {self.gamma:g}, {self.seed})'
 
-# %% ../nbs/60_tasks.ipynb #251ea228
+# %% ../nbs/60_tasks.ipynb #8e4b5689
 class Learner:
     "A model family with a learning algorithm; a new one defines `fit`, `predict` and `criterion`."
     parametric = True                              # False: there is no theta whose gradient could be matched
@@ -86,7 +88,7 @@ class _Linear(Learner):
     def outputs(self, y): return y.shape[1]
     def start(self, x, y, *keys):
         "A random theta, of the shape that `x` and `y` ask for."
-        return torch.randn(self.embed(x[:1]).shape[1], self.outputs(y), dtype=x.dtype, generator=generator('start', *keys)) * .5
+        return torch.randn(self.embed(x[:1]).shape[1], self.outputs(y), dtype=x.dtype, generator=generator('start', *keys)).to(x) * .5
     def __repr__(self): return f'{type(self).__name__}({self.l2:g}, {self.features!r})'
 
 # %% ../nbs/60_tasks.ipynb #2496a4c1
@@ -109,7 +111,7 @@ class KernelLearner(Learner):
     def criterion(self, scores, y): return .5 * (scores - y).square().sum(1)
     def __repr__(self): return f'KernelLearner({self.gamma:g}, {self.l2:g})'
 
-# %% ../nbs/60_tasks.ipynb #2c866b7f
+# %% ../nbs/60_tasks.ipynb #e8ea5e15
 class ConvexLearner(_Linear):
     "A linear model under a smooth convex criterion, by Newton's method, differentiated implicitly; a subclass defines `criterion`."
     def fit(self, x, y, weights=None, steps=300, tolerance=1e-10):
@@ -131,17 +133,17 @@ class ConvexLearner(_Linear):
         "Gradient (p, k) and Hessian (pk, pk) of the training loss, the gradient differentiable in features, targets and weights."
         p,k = theta.shape
         pull,bend = self.slopes(f @ theta, y)
-        ridge = torch.full((p, k), self.l2, dtype=f.dtype)
+        ridge = f.new_full((p, k), self.l2)
         ridge[-1] = 1e-9                                      # softmax does not know its intercepts up to a common constant
         with torch.no_grad(): hess = torch.einsum('ni,nj,nkl->ikjl', w[:, None] * f, f, bend).reshape(p * k, p * k) + ridge.flatten().diag()
         return f.T @ (w[:, None] * pull) + self.l2 * torch.cat([theta[:-1], torch.zeros_like(theta[:1])]), hess
 
-# %% ../nbs/60_tasks.ipynb #a99b4a9d
+# %% ../nbs/60_tasks.ipynb #f7adc979
 def _newton(self, f, y, w, steps, tolerance):
     "The minimiser of the training loss, by Newton steps with damping."
-    theta = torch.zeros(f.shape[1], self.outputs(y), dtype=f.dtype)
+    theta = f.new_zeros(f.shape[1], self.outputs(y))
     value = lambda t: ((w * self.criterion(f @ t, y)).sum() + self.penalty(t)).item()
-    now,damping,eye = value(theta),0.,torch.eye(theta.numel(), dtype=f.dtype)
+    now,damping,eye = value(theta),0.,torch.eye(theta.numel()).to(f)
     slope,hess = self._derivatives(theta, f, y, w)
     for _ in range(steps):
         step = torch.linalg.solve(hess + damping * eye, slope.flatten()).view_as(theta)
@@ -155,7 +157,7 @@ def _newton(self, f, y, w, steps, tolerance):
 
 ConvexLearner._newton = _newton
 
-# %% ../nbs/60_tasks.ipynb #786f68f1
+# %% ../nbs/60_tasks.ipynb #f607254e
 class Logistic(ConvexLearner):
     "Logistic regression: one column of probabilities for two classes, a column per class for more."
     curvature = .25
@@ -175,14 +177,14 @@ class Quantiles(ConvexLearner):
         self.curvature = .25 / beta
     def outputs(self, y): return len(self.levels)
     def criterion(self, scores, y):
-        tau,u = torch.tensor(self.levels, dtype=y.dtype),y - scores
+        tau,u = y.new_tensor(self.levels),y - scores
         return (tau * u + self.beta * F.softplus(-u / self.beta)).mean(1)
     def slopes(self, z, y):
         above,k = torch.sigmoid((z - y) / self.beta),len(self.levels)
-        return (above - torch.tensor(self.levels, dtype=y.dtype)) / k, torch.diag_embed(above * (1 - above)) / (self.beta * k)
+        return (above - y.new_tensor(self.levels)) / k, torch.diag_embed(above * (1 - above)) / (self.beta * k)
     def __repr__(self): return f'Quantiles({self.levels}, {self.l2:g}, {self.features!r}, {self.beta:g})'
 
-# %% ../nbs/60_tasks.ipynb #96ca25cd
+# %% ../nbs/60_tasks.ipynb #b1227e21
 class NetworkLearner(Learner):
     "A module trained by full-batch gradient descent from a fixed start; differentiated through its steps."
     def __init__(self, make, steps=50, lr=.1, criterion=None, seed=0):
@@ -195,9 +197,9 @@ class NetworkLearner(Learner):
         parts = theta.split([s.numel() for s in self.shapes.values()])
         return functional_call(self.module, {k: p.view(s) for p, (k, s) in zip(parts, self.shapes.items())}, (x,))
     def start(self, x, y, *keys):
-        with seeded('start', *keys): return torch.cat([p.detach().flatten() for p in self.make().double().parameters()])
+        with seeded('start', *keys): return torch.cat([p.detach().flatten() for p in self.make().double().parameters()]).to(x)
     def fit(self, x, y, weights=None):
-        keep,theta = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, weights)),self.first
+        keep,theta = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, weights)),self.first.to(x)
         for _ in range(self.steps):
             with torch.enable_grad():
                 theta = theta if theta.requires_grad else theta.detach().requires_grad_(True)
@@ -220,7 +222,7 @@ class Density(Learner):
     def criterion(self, scores, y): return -scores[:, 0]
     def __repr__(self): return f'Density({self.width:g})'
 
-# %% ../nbs/60_tasks.ipynb #61f84c50
+# %% ../nbs/60_tasks.ipynb #a5f481ab
 @dataclass(frozen=True)
 class Task:
     "What a small set is for."
@@ -249,6 +251,7 @@ class Task:
         target = sample.y if sample.target is None else sample.target
         return sum(self.loss(read(l, t, sample.x), target) for l, t in zip(self.learners, thetas)) / len(self.learners)
 
+    def to(self, device): return replace(self, train=self.train.to(device), test=self.test.to(device), free_x=None if self.free_x is None else self.free_x.to(device))
     def fit(self, small) -> list: return [l.fit(*small) for l in self.learners]
 
     def values(self, thetas, sample, pooled=False) -> Tensor: # (n_environments,)
@@ -265,7 +268,7 @@ def by_environment(losses, env=None):
     "Mean loss in every environment."
     if env is None: return losses.mean()[None]
     n = int(env.max()) + 1
-    return torch.zeros(n, dtype=losses.dtype).index_add(0, env, losses) / torch.bincount(env, minlength=n)
+    return losses.new_zeros(n).index_add(0, env, losses) / torch.bincount(env, minlength=n)
 
 # %% ../nbs/60_tasks.ipynb #b9ca9089
 def _halves(sample, seed):
@@ -296,15 +299,15 @@ def classification(seed=0, worst_group=False) -> Task:
     accuracy = lambda scores, y: (scores.argmax(1) == y.argmax(1)).double().mean().item()
     return Task(*_halves(Sample(x, F.one_hot(y, 5).double(), env), seed), Logistic(.01), loss, WorstCase() if worst_group else None, accuracy, name='classification')
 
-# %% ../nbs/60_tasks.ipynb #71ab8435
+# %% ../nbs/60_tasks.ipynb #b022d493
 def quantiles(seed=0) -> Task:
     "Three quantiles of a wave with uneven, skewed noise, by linear quantile regression in Fourier features."
     g = generator(seed, 'quantiles')
     x = torch.rand(1600, 1, generator=g, dtype=torch.float64) * 4 - 2
     y = torch.sin(2 * x) + (.1 + .4 * x.abs()) * -torch.log1p(-torch.rand(1600, 1, generator=g, dtype=torch.float64))
     levels = torch.tensor([.1, .5, .9], dtype=torch.float64)
-    pinball = lambda q, y: torch.maximum(levels * (y - q), (levels - 1) * (y - q)).mean(1)
-    coverage = lambda q, y: ((y <= q).double().mean(0) - levels).abs().mean().item()
+    pinball = lambda q, y: torch.maximum(levels.to(q) * (y - q), (levels.to(q) - 1) * (y - q)).mean(1)
+    coverage = lambda q, y: ((y <= q).double().mean(0) - levels.to(q)).abs().mean().item()
     return Task(Sample(x[:800], y[:800]), Sample(x[800:], y[800:]), Quantiles(features=Fourier(1, 20, 1.)), pinball, None, coverage, free_y=True, name='quantiles')
 
 def density(seed=0) -> Task:
@@ -341,10 +344,10 @@ class Interactions:
     def __call__(self, x): return torch.cat([x, x[:, :-1] * x[:, -1:]], 1)
     def __repr__(self): return 'Interactions()'
 
-# %% ../nbs/60_tasks.ipynb #8e6fd2d6
+# %% ../nbs/60_tasks.ipynb #d30cc9d9
 def spearman(a, b) -> float:
     "Rank correlation; 0 where one side is constant."
-    a,b = (torch.tensor(rankdata(v)) for v in (a, b))
+    a,b = (torch.tensor(rankdata(torch.as_tensor(v).cpu())) for v in (a, b))
     a,b = a - a.mean(), b - b.mean()
     return ((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-12)).item()
 
@@ -416,7 +419,7 @@ def descend(
         optimiser.step(); schedule.step()
     return SmallSet(x.detach(), y.detach()), kept
 
-# %% ../nbs/60_tasks.ipynb #285657a0
+# %% ../nbs/60_tasks.ipynb #fe0ce321
 class Surrogate:
     "Something to minimise instead of a task's objective; a new one defines `prepare` and `distance`."
     needs_theta = True
@@ -445,6 +448,15 @@ class Moments(Surrogate):
     def prepare(self, learner, part): return self._mean(learner, part.x, part.y)
     def distance(self, learner, real, small): return (real - self._mean(learner, small.x, small.y)).square().sum()
 
+class Covariances(Surrogate):
+    needs_theta = False
+    def _second(self, learner, x, y):
+        z = torch.cat([torch.ones_like(y[:, :1]), learner.embed(x), y], 1)
+        return z.T @ z / len(z)
+    def prepare(self, learner, part): return self._second(learner, part.x, part.y)
+    def distance(self, learner, real, small): return (real - self._second(learner, small.x, small.y)).square().sum()
+
+# %% ../nbs/60_tasks.ipynb #dce64ae3
 class MMD(Surrogate):
     needs_theta = False
     def _kernel(self, a, b): return sum(rbf(a, b, self.gamma * f) for f in (.25, 1., 4.)) / 3
@@ -455,6 +467,17 @@ class MMD(Surrogate):
     def distance(self, learner, real, small):
         z,s = real[0],_pair(small.x, small.y)
         return real[1] - 2 * self._kernel(z, s).mean() + self._kernel(s, s).mean()
+
+class Characteristic(Surrogate):
+    needs_theta,frequencies = False,256
+    def _function(self, x, y):
+        angle = _pair(x, y) @ self.t
+        return torch.cat([angle.cos(), angle.sin()], 1).mean(0)
+    def prepare(self, learner, part):
+        z = _pair(self.task.train.x, self.task.train.y)
+        self.t = torch.randn(z.shape[1], self.frequencies, generator=generator(self.seed, 'frequencies'), dtype=z.dtype).to(z) * (2 * median_gamma(z)) ** .5
+        return self._function(part.x, part.y)
+    def distance(self, learner, real, small): return (real - self._function(small.x, small.y)).square().mean()
 
 # %% ../nbs/60_tasks.ipynb #aa69ba2b
 def _slope(learner, theta, x, y, keep):
@@ -500,7 +523,16 @@ class Trajectory(Gradient):
         ends = ((_path(learner, t, small.x, small.y, self.few, rate, True) - e).square().sum() / (t - e).square().sum() for t, e in real)
         return sum(ends) / len(real)
 
-# %% ../nbs/60_tasks.ipynb #e26bbfce
+# %% ../nbs/60_tasks.ipynb #41106963
+class Teacher(Surrogate):
+    def _layer(self, learner, x): return (f := learner.embed(x)).mean(0),f.var(0, correction=0)
+    def prepare(self, learner, part): return learner.fit(part.x, part.y).detach(),*self._layer(learner, part.x)
+    def distance(self, learner, real, small):
+        theta,mean,var = real
+        m,v = self._layer(learner, small.x)
+        aligned = ((m - mean).square() / (var + 1e-5) + ((v - var) / (var + 1e-5)).square()).mean()
+        return learner.criterion(learner.predict(theta, small.x), small.y).mean() + aligned
+
 class Parameters(Surrogate):
     def prepare(self, learner, part): return learner.fit(part.x, part.y).detach()
     def distance(self, learner, real, small): return (learner.fit(*small) - real).square().sum() / real.square().sum()
@@ -522,10 +554,10 @@ class Exact(Surrogate):
     def __init__(self, task, pooled=False, seed=0): self.task,self.pooled = task,pooled
     def __call__(self, small): return self.task.objective(small, self.pooled)
 
-SURROGATES = {'quantisation': Quantisation, 'moments': Moments, 'MMD': MMD, 'gradient': Gradient, 'cosine': Cosine, 'trajectory': Trajectory,
-              'parameters': Parameters, 'ridge': RidgeProxy, 'training loss': TrainingLoss, 'exact': Exact}
+SURROGATES = {'quantisation': Quantisation, 'moments': Moments, 'covariances': Covariances, 'MMD': MMD, 'characteristic': Characteristic, 'gradient': Gradient, 'cosine': Cosine,
+              'trajectory': Trajectory, 'teacher': Teacher, 'parameters': Parameters, 'ridge': RidgeProxy, 'training loss': TrainingLoss, 'exact': Exact}
 
-# %% ../nbs/60_tasks.ipynb #7ed13121
+# %% ../nbs/60_tasks.ipynb #a5cc2d81
 def faithfulness(
     surrogate: Callable, # SmallSet -> scalar
     candidates: list,    # of SmallSet
@@ -548,7 +580,7 @@ def random_subsets(
 ) -> list: # of SmallSet
     "Real samples drawn at random; classes in equal numbers where labels are fixed."
     found,y = [],task.train.y
-    ids = (y > .5).long()[:, 0] if y.shape[1] == 1 else y.argmax(1)
+    ids = ((y > .5).long()[:, 0] if y.shape[1] == 1 else y.argmax(1)).cpu()
     for i in range(count):
         g = generator(seed, 'subset', i)
         order = torch.randperm(len(y), generator=g)
@@ -556,7 +588,7 @@ def random_subsets(
             turns = torch.stack([(ids[order[:k + 1]] == ids[order[k]]).sum() for k in range(len(order))])
             order = order[turns.argsort(stable=True)]
         rows,amount = order[:size],noise * torch.rand((), generator=g, dtype=torch.float64)
-        shake = lambda t: amount * torch.randn(t.shape, generator=g, dtype=t.dtype)
+        shake = lambda t: amount * torch.randn(t.shape, generator=g, dtype=t.dtype).to(t)
         x = task.train.x[rows] + shake(task.train.x[rows]) * (1 if task.free_x is None else task.free_x)
         found.append(SmallSet(x, y[rows] + (shake(y[rows]) if task.free_y else 0)))
     return found

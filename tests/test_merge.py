@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from rdd_nb.cli import main
 from rdd_nb.core import generator
 from rdd_nb.merge import (METHODS, SOFT, MergeTables, SiteTasks, TableCodec, add_command, as_tables, by_group, columns_of, compare_once, default_models, do_merge,
                           first_rows, fixed_labels, kernel_scores, load_diabetes, load_heart, load_hepatitis_ilpd, logistic, paired_sites, per_split, prepare, privacy_report,
@@ -299,6 +300,7 @@ BAD = {
     'three classes': (lambda t: {k: v.assign(diagnosis=np.arange(len(v)) % 3) for k, v in t.items()}, 'has 3 different values, expected two'),
     'other target values': (lambda t: change(t, diagnosis=lambda v: v.diagnosis.str.upper()), "table 'south' has the values"),
     'text for numbers': (lambda t: change(t, **{'mean texture': 'x'}), "'mean texture': numbers in table 'north' and text such as 'x' in table 'south'"),
+    'truth values for text': (lambda t: change(t, size=True), "'size': truth values in table 'south' and text such as '.*' in table 'north'"),
     'codes': (lambda t: change(t, **{'worst texture': lambda v: v['worst texture'].astype(object).where(v.index != 2, 'n/a')}), "table 'south', column 'worst texture': .* but not 'n/a'"),
     'identifier': (lambda t: change(t, who=lambda v: [f'p{i}' for i in v.index]), "table 'south', column 'who': .* identifier"),
     'infinite': (lambda t: change(t, **{'mean texture': lambda v: v['mean texture'].replace(v['mean texture'].max(), np.inf)}), "table 'south', column 'mean texture': has infinite values"),
@@ -334,6 +336,8 @@ def test_bad_risk_and_categories(hospitals):
 
 def test_what_only_warns(hospitals):
     with pytest.warns(UserWarning, match="'mean smoothness': the median is .* are the units the same"): read_schema(change(hospitals, **{'mean smoothness': lambda v: v['mean smoothness'] * 1000}), 'diagnosis')
+    with pytest.warns(UserWarning, match="^column 'size': 'L.* in table 'south' and .* in table 'north'; are the codes the same"): read_schema(change(hospitals, size=lambda v: v['size'].str.upper()), 'diagnosis')
+    with pytest.warns(UserWarning, match="^table 'south', column 'mean symmetry': is constant .0.2. and can teach nothing there$"): read_schema(change(hospitals, **{'mean symmetry': .2}), 'diagnosis')
     with pytest.warns(UserWarning, match='3 rows without a target'): MergeTables(**QUICK).fit(change(hospitals, diagnosis=lambda v: v.diagnosis.where(v.index > 2)), 'diagnosis')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -413,6 +417,34 @@ def test_command_refuses(command, tmp_path, extra, keywords, text):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match=text): command(*extra, **keywords)
     assert sorted(tmp_path.iterdir()) == before
+
+
+WRONG = {
+    'no target': (lambda t: t.rename(columns=dict(diagnosis='result')), "table 'south': has no target column 'diagnosis'"),
+    'one class': (lambda t: t.assign(diagnosis='benign'), "table 'south', column 'diagnosis': has one class only"),
+    'other codes of the target': (lambda t: t.assign(diagnosis=np.arange(len(t)) % 2), "column 'diagnosis': table 'south' has the values [0, 1]"),
+    'type': (lambda t: t.assign(**{'mean texture': 'coarse'}), "column 'mean texture': numbers in table 'north' and text such as 'coarse' in table 'south'"),
+    'codes': (lambda t: t.assign(**{'worst texture': t['worst texture'].astype(object).where(t.index != 3, 'n.d.')}), "table 'south', column 'worst texture': 99% of the entries are numbers, but not 'n.d.'"),
+    'nothing there': (lambda t: t.assign(**{c: np.nan for c in t if c != 'diagnosis'}), "table 'south': no column is filled"),
+}
+SUSPICIOUS = {
+    'unit': (lambda t: t.assign(**{'mean smoothness': 1000 * t['mean smoothness']}), "column 'mean smoothness': the median is 0.09462 in table 'north' and 98.175 in table 'south'; are the units the same?"),
+    'constant': (lambda t: t.assign(ward=7), "table 'south', column 'ward': is constant (7)"),
+    'all missing': (lambda t: t.assign(**{'mean smoothness': np.nan}), "table 'south', column 'mean smoothness': has no value"),
+}
+
+
+@pytest.mark.parametrize('case', [*WRONG, *SUSPICIOUS])
+def test_bad_files_get_one_line(tmp_path, hospitals, capsys, monkeypatch, case):
+    "What is wrong is refused, with exit code 2 and nothing written; what is suspicious is said, and merged all the same."
+    monkeypatch.setattr(warnings, 'showwarning', warnings.showwarning)              # main sets it
+    change, line = {**WRONG, **SUSPICIOUS}[case]
+    for k, t in hospitals.items(): (change(t) if k == 'south' else t).to_csv(tmp_path/f'{k}.csv', index=False)
+    code = main(['merge', *(str(tmp_path/f'{k}.csv') for k in hospitals), '--target', 'diagnosis', '--rows', '12', '--steps', '1', '-o', str(tmp_path/'out.csv')])
+    said = [l for l in capsys.readouterr().err.splitlines() if l.startswith('rdd-nb: ')]
+    assert code == (2 if case in WRONG else 0) and (tmp_path/'out.csv').exists() == (case in SUSPICIOUS)
+    assert said[-1].startswith(f'rdd-nb: {line}') if case in WRONG else said[0].startswith(f'rdd-nb: note: {line}')
+    assert case == 'nothing there' or len(said) == (1 if case in WRONG else 2)     # the second one is the clinical warning
 
 
 def test_missing_file(command):

@@ -239,6 +239,14 @@ def test_residual_objective_never_solves(monkeypatch):
     torch.testing.assert_close(before.q, run().q, rtol=0, atol=0)
 
 
+def test_an_exam_on_another_device_is_the_same():
+    pde = AllenCahn()
+    a, b = Exam(pde, inside(pde, 4, 0), 7, 5), Exam(pde, inside(pde, 4, 0), 7, 5).to('cpu')
+    assert a.report(network(pde)) == b.report(network(pde))
+    moved = Exam(pde, inside(pde, 4, 0), 7, 5).to('meta')
+    assert {k for k, v in vars(moved).items() if torch.is_tensor(v) and not v.is_meta} == {'x', 'y'}          # of these two only the spacing is used
+
+
 # Competitors
 
 def test_adaptive_rules():
@@ -268,6 +276,11 @@ def test_comparison_has_equal_points():
     pde = Heat()
     rows = compare_points(pde, ['untrained', 'uniform', 'lhs', 'sobol', 'rar', 'rad', 'causal'], {'in': Exam(pde, inside(pde, 4, 0), 7, 5)}, n=8, networks=1)
     assert [r['points'] for r in rows] == [8] * 7
+    at_once = [prepare(pde, m, n=8) for m in ('rar at once', 'rad at once')]
+    for points, how in at_once:
+        seen = [points]
+        fit(pde, points, 0, change=lambda k, net, p: seen.append(how['change'](k, net, p)) or seen[-1])
+        assert len(seen[-1]) == 8 and not torch.equal(seen[-1].q[-1], points.q[-1])
     assert all(math.isfinite(r[k]) for r in rows for k in ('in mean', 'in worst', 'in tail', 'in residual', 'in energy'))
     assert all(r['in mean'] <= r['in tail'] + 1e-12 <= r['in worst'] + 2e-12 for r in rows)
 
@@ -315,7 +328,7 @@ def test_command(tmp_path, capsys):
 
 @pytest.mark.parametrize('args, text', [
     (['--pde', 'navier-stokes'], "pde: got 'navier-stokes', expected one of heat"), (['--points', 0], 'points: got 0'), (['--points', -3], 'points: got -3'),
-    (['--labels', 70], 'labels: got 70, expected at most'), (['--labels', -1], 'labels: got -1'), (['--risk', 'worst'], 'unknown measure'), (['--risk', 'cvar(tail=2)'], 'tail'),
+    (['--device', 'cuda:99'], "device='cuda:99' is not available"), (['--labels', 70], 'labels: got 70, expected at most'), (['--labels', -1], 'labels: got -1'), (['--risk', 'worst'], 'unknown measure'), (['--risk', 'cvar(tail=2)'], 'tail'),
     (['--risk', 'twolevel(mean, max)'], 'risk: got'), (['--objective', 'beauty'], 'objective: got'), (['--steps', -1], 'steps: got -1'), (['--networks', 0], 'networks: got 0'), (['--seed', -1], 'seed: got -1')])
 def test_the_command_refuses_in_one_line(args, text, tmp_path):
     with pytest.raises(ValueError, match=text.replace('(', r'\(')) as e: command(*args, '--out', tmp_path/'x')
@@ -326,8 +339,8 @@ def test_the_command_refuses_in_one_line(args, text, tmp_path):
 @pytest.mark.parametrize('call, text', [
     (lambda: make_pde('wave'), 'pde: got'), (lambda: Heat(math.inf), 'diffusivity: got inf'), (lambda: Heat(-1), 'diffusivity'), (lambda: Burgers(math.nan), 'viscosity: got nan'),
     (lambda: Burgers(True), 'viscosity'), (lambda: AllenCahn(reaction=0), 'reaction'), (lambda: Helmholtz(math.pi), 'wavenumber'), (lambda: Helmholtz(math.nan), 'wavenumber'),
-    (lambda: Heat(initial=lambda z, c: 1 + 0 * z), 'left end .* boundary condition there is 0'), (lambda: Burgers(initial=lambda z, c: z), 'right end'),
-    (lambda: Heat(initial=lambda z, c: z * math.nan), 'initial: is nan'), (lambda: AllenCahn(initial=lambda z, c: z), 'boundary condition is periodic'),
+    (lambda: Heat(initial=lambda z, c: 1 + 0 * z), '^heat, initial: is 1 at the left end .* boundary condition there is 0$'), (lambda: Burgers(initial=lambda z, c: z), 'right end'),
+    (lambda: Heat(initial=lambda z, c: z * math.nan), 'initial: is nan'), (lambda: AllenCahn(initial=lambda z, c: z), '^allen-cahn, initial: .* boundary condition is periodic$'),
     (lambda: Heat(family=dict(amplitude=(1, 1), frequency=(0, 1), shape=(0, 1))), 'family: amplitude'), (lambda: Heat(family=dict(amplitude=(0, math.inf), frequency=(0, 1), shape=(0, 1))), 'family'),
     (lambda: Heat().check([[1., 2.]]), 'conditions: got shape'), (lambda: Heat().check([[1., math.nan, 0]]), 'conditions: row 0'), (lambda: outside(Heat(), 3, 0, along='colour'), 'along: got'),
     (lambda: sample_points(Heat(), 2.5), 'points: got 2.5'), (lambda: sample_points(Heat(), True), 'points: got True'), (lambda: prepare(Heat(), 'magic'), 'method: got'),

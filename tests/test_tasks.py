@@ -204,7 +204,7 @@ def test_gradient_of_a_surrogate(name, risk):
     assert torch.autograd.gradcheck(lambda x, y: surrogate(SmallSet(x, y)), s, fast_mode=True)
 
 
-@pytest.mark.parametrize('name', ['quantisation', 'moments', 'MMD', 'gradient', 'cosine', 'parameters'])
+@pytest.mark.parametrize('name', ['quantisation', 'moments', 'covariances', 'MMD', 'characteristic', 'gradient', 'cosine', 'parameters'])
 def test_a_distance_is_zero_at_the_real_set_and_knows_environments(name):
     task = small_task(risk=WorstCase())
     assert abs(SURROGATES[name](task, pooled=True)(whole(task))) < 1e-12
