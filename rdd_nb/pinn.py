@@ -9,7 +9,7 @@ __all__ = ['PDES', 'FIELDS', 'SAMPLERS', 'STEPS', 'DAMPING', 'LEARN', 'METHODS',
            'Distillation', 'distill_points', 'rar', 'rad', 'causal', 'adapted', 'best_of', 'prepare', 'compare_points',
            'fit_adam', 'plot_points', 'plot_solution', 'plot_distance', 'do_pinn', 'add_command']
 
-# %% ../nbs/75_pinn.ipynb #7b36e829
+# %% ../nbs/75_pinn.ipynb #35acaa44
 import dataclasses, json, math, os, shutil, tempfile
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy.fft import dst
 from scipy.integrate import solve_ivp
@@ -28,8 +27,8 @@ from scipy.stats import qmc
 from torch.func import jvp
 from tqdm.auto import tqdm
 
-# %% ../nbs/75_pinn.ipynb #3f564c3d
-from .core import atomic_write, generator, pick_device, versions, write_json
+# %% ../nbs/75_pinn.ipynb #c83549aa
+from .core import atomic_write, generator, pick_device, read_tensors, versions, write_json
 from .risk import CVaR, Risk, from_string
 
 # %% ../nbs/75_pinn.ipynb #2b8b5d1e
@@ -380,7 +379,7 @@ class Points:
 
 FIELDS = 'q', 'c', 'value', 'target', 'weight'
 
-# %% ../nbs/75_pinn.ipynb #5d9909aa
+# %% ../nbs/75_pinn.ipynb #22f3877e
 @patch
 def save(self: Points, path):
     "Write to a .safetensors file with the provenance as JSON, whole or not at all."
@@ -389,13 +388,7 @@ def save(self: Points, path):
 
 def load_points(path) -> Points:
     "Read what `Points.save` wrote. Raises `FileNotFoundError`, or `ValueError` for a file that is something else."
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
-    try:
-        with safe_open(path, 'pt') as f:
-            meta = f.metadata() or {}
-            tensors = {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError) as e: raise ValueError(f'{path}: not a safetensors file ({str(e).splitlines()[0][:60]})') from None
+    tensors,meta = read_tensors(path)
     if meta.get('format') != 'rdd_nb.pinn 1' or set(tensors) != set(FIELDS): raise ValueError(f'{path}: not a set of PINN points')
     n = len(tensors['q'])
     if any(len(v) != n for v in tensors.values()) or any(not v.isfinite().all() for k, v in tensors.items() if k != 'value') or not (tensors['weight'] > 0).all():

@@ -302,7 +302,7 @@ def test_files(tmp_path):
     save_file({'x': torch.zeros(2)}, tmp_path/'other.safetensors')
     bad = dataclasses.replace(points, weight=-points.weight)
     bad.save(tmp_path/'bad.safetensors')
-    for name, text in (('no', 'not a safetensors file'), ('other', 'not a set of PINN points'), ('bad', 'damaged')):
+    for name, text in (('no', 'not a readable safetensors file'), ('other', 'not a set of PINN points'), ('bad', 'damaged')):
         with pytest.raises(ValueError, match=text): load_points(tmp_path/f'{name}.safetensors')
     with pytest.raises(FileNotFoundError, match='no such file'): load_points(tmp_path/'none')
 
