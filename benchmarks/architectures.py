@@ -8,10 +8,9 @@ estimators of scikit-learn. The step size of each architecture was chosen on val
 (ResNet-18, VGG-11, AlexNet, ViT) cost ten to a hundred times as much as the ConvNet: they get one seed only, a look and not a
 claim, and `--light` leaves them out.
 """
-import argparse, subprocess, tempfile, time, warnings
+import tempfile, time, warnings
 from pathlib import Path
 
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from tqdm.auto import tqdm
@@ -22,7 +21,8 @@ from rdd_nb.distill import distill
 from rdd_nb.evaluation import ARCHITECTURES, Training, evaluate_architectures
 from rdd_nb.intervals import interval
 
-HERE = Path(__file__).parent
+from evaluation import commit, options
+
 SETS = 'kmeans', 'rdd-distance'
 HEAVY = 'ResNet-18', 'VGG-11', 'AlexNet', 'ViT'
 ENTRIES = ARCHITECTURES | {'1 nearest neighbour': KNeighborsClassifier(1), 'logistic regression': LogisticRegression(C=.1, max_iter=1000)}
@@ -30,14 +30,10 @@ KEPT = 'accuracy', 'group_accuracy', 'worst_class_group_accuracy', 'error', 'tra
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--seeds', type=int, default=3)
+    parser = options('architectures', __doc__)
     parser.add_argument('--epochs', type=int, default=60)
     parser.add_argument('--light', action='store_true', help='without ResNet-18, VGG-11, AlexNet and ViT')
-    parser.add_argument('--work', type=Path, help='folder for finished parts; a stopped benchmark goes on from there')
-    parser.add_argument('--out', type=Path, default=HERE / 'results' / 'architectures.json')
     args = parser.parse_args()
-    torch.set_num_threads(1)
     start, splits, training, rows = time.perf_counter(), data.load('digits'), Training(epochs=args.epochs), []
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
@@ -61,8 +57,7 @@ def main():
             values = {m: [r['group_accuracy'][group] for _, r in sorted(own[m].items())] for m in SETS}
             line[group] = {m: interval(v) for m, v in values.items()} | dict(difference=interval([b - a for a, b in zip(values[SETS[0]], values[SETS[1]])]))
         table.append(line)
-    commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    write_json(args.out, dict(config=dict(data='digits', ipc=10, seeds=args.seeds, training=training.describe(), sets=SETS, networks=1, heavy=HEAVY), table=table, rows=rows, versions=versions(), commit=commit,
+    write_json(args.out, dict(config=dict(data='digits', ipc=10, seeds=args.seeds, training=training.describe(), sets=SETS, networks=1, heavy=HEAVY), table=table, rows=rows, versions=versions(), commit=commit(),
                               command='python benchmarks/architectures.py' + ' --light' * args.light, seconds=time.perf_counter() - start))
     for line in table: print(line['architecture'], line.get('error') or {g: {k: round(v['mean'], 3) for k, v in line[g].items()} for g in splits.test.groups})
 
