@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['generator', 'seeded', 'pick_device', 'atomic_write', 'write_json', 'read_json', 'Cost', 'versions']
 
-# %% ../nbs/00_core.ipynb #4c7e0d32
-import hashlib, json, os, platform, resource, sys, time
+# %% ../nbs/00_core.ipynb #1b6243d1
+import ctypes, gc, hashlib, json, os, platform, resource, sys, time
 from pathlib import Path
 import numpy as np
 import torch
@@ -73,7 +73,13 @@ def read_json(path):
     try: return json.loads(path.read_text(encoding='utf-8'))
     except (UnicodeDecodeError, json.JSONDecodeError) as e: raise ValueError(f'{path}: not a JSON file ({e})') from None
 
-# %% ../nbs/00_core.ipynb #c8a581ef
+# %% ../nbs/00_core.ipynb #8d9c4c63
+def _give_back():
+    "Return freed memory to the system, where the C library can (glibc), so that it does not count as in use."
+    gc.collect()
+    try: ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError): pass
+
 def _resident_mb(field):
     "Resident memory of this process in MB, now ('VmRSS') or at its peak ('VmHWM')."
     try: lines = Path('/proc/self/status').read_text().splitlines()
@@ -90,6 +96,7 @@ class Cost:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device) / 2**20
         else:
+            _give_back()
             try: Path('/proc/self/clear_refs').write_text('5')   # resets VmHWM, see proc(5)
             except OSError: pass
             self.before = _resident_mb('VmRSS')
