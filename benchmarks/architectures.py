@@ -32,7 +32,7 @@ KEPT = 'accuracy', 'group_accuracy', 'worst_class_group_accuracy', 'error', 'tra
 def main():
     parser = options('architectures', __doc__)
     parser.add_argument('--epochs', type=int, default=60)
-    parser.add_argument('--heavy', type=int, default=2, help='seeds for ResNet-18, VGG-11, AlexNet and ViT')
+    parser.add_argument('--heavy', type=int, default=1, help='seeds for ResNet-18, VGG-11, AlexNet and ViT')
     args = parser.parse_args()
     start, splits, training, rows = time.perf_counter(), data.load('digits'), Training(epochs=args.epochs), []
     with tempfile.TemporaryDirectory() as temporary:

@@ -673,7 +673,7 @@ def more_measures(c: Comparison, limit=24) -> dict:
     table = {k: [cell(values.get(n)) for n in names] for k, values in list(found.items())[:limit]}
     return {'method': [Cell(n, kind='text') for n in names]} | table if table else {}
 
-# %% ../nbs/65_report.ipynb #bb751e7c
+# %% ../nbs/65_report.ipynb #33a20cd0
 def group_chart(c: Comparison):
     "(draw, alt) of the bars per group."
     groups = shown_groups(c) or ['accuracy']
@@ -737,7 +737,7 @@ def severity_charts(c: Comparison) -> list: # of (draw, alt): the averages, then
         means = {m: np.mean([ladder[k][m] for k in whole], 0).T for m in ladder[whole[0]]}
         panels = {'all samples': {m: v[0] for m, v in means.items()}} | ({'worst group': {m: v[1] for m, v in means.items()}} if focus(c) else {})
         each.append((panels, f'Accuracy against severity, averaged over {", ".join(whole)}.'))
-    if len(ladder) > 1 or not whole: each.append(({k: {m: [v[1] for v in lines[m]] for m in lines} for k, lines in ladder.items()}, f'Accuracy{" of the worst group" if focus(c) else ""} against severity, a panel for each corruption.'))
+    if len(ladder) > 1 or not whole: each.append(({k: {m: [v[1] for v in lines[m]] for m in lines} for k, lines in ladder.items()}, f'Accuracy{" of the worst group" if focus(c) else ""} against severity, under each corruption.'))
     def alt(panels): return ' '.join(f'{title}: ' + ', '.join(f'{m} {100 * v[0]:.0f} % clean, {100 * v[-1]:.0f} % at severity {len(v) - 1}' for m, v in lines.items()) + '.' for title, lines in panels.items())
     return [(lambda fig, panels=panels: plots.severity_curves(panels, fig), f'{what} {alt(panels)}'.replace('nan %', 'not known')) for panels, what in each if panels]
 
@@ -756,7 +756,7 @@ def curve_chart(c: Comparison):
     alt = 'Matching loss over the steps, one panel for each method. ' + ' '.join(f'{m}: {s[0][0]["loss"]:.3g} at the first recorded step, {s[0][-1]["loss"]:.3g} at step {s[0][-1]["step"]}.' for m, s in curves.items() if s[0][0].get('loss') is not None and s[0][-1].get('loss') is not None)
     return lambda fig: plots.learning_curves(curves, fig=fig), alt
 
-# %% ../nbs/65_report.ipynb #8eb42803
+# %% ../nbs/65_report.ipynb #2fcfa35c
 def _figure_html(chart, key, caption=''):
     draw, alt = chart
     return f'<figure>{svg(draw, alt, key)}' + (f'<figcaption>{html.escape(caption)}</figcaption>' if caption else '') + '</figure>'
@@ -764,7 +764,7 @@ def _figure_html(chart, key, caption=''):
 def _damage_html(c):
     table, charts = damage_table(c), severity_charts(c)
     if not table: return ''
-    figures = [_figure_html(chart, f'severity{k}') for k, chart in enumerate(charts)]
+    figures = [_figure_html(chart, f'severity{k}', chart[1].split('. ')[0] + '.') for k, chart in enumerate(charts)]
     listed = _table_html(table, 'Accuracy on damaged test images, in per cent')
     return ('<p>The same networks on test images that were damaged, in the same way for all methods. They never met damaged images in training.</p>' + ''.join(figures[:1])
             + (f'<details><summary>Each corruption by itself</summary>{"".join(figures[1:])}{listed}</details>' if len(table['corruption']) > 8 else ''.join(figures[1:]) + listed))
