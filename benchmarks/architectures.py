@@ -1,14 +1,14 @@
 """Does a distilled set serve other networks than the one it was made with?
 
-    OMP_NUM_THREADS=1 python benchmarks/architectures.py      # writes benchmarks/results/architectures.json, about fifteen minutes
+    OMP_NUM_THREADS=1 python benchmarks/architectures.py      # writes benchmarks/results/architectures.json, about six minutes
 
 Digits with a hidden minority, 100 images: k-means medoids, and the set that distribution matching with a risk over clusters makes
 of them with a ConvNet of two blocks. Each is given to every architecture of `rdd_nb.evaluation.ARCHITECTURES`, and to two
 estimators of scikit-learn. The step size of each architecture was chosen on validation data with the medoids. The images stay at
-their 8x8 pixels, on which the large networks (ResNet-18, VGG-11, AlexNet, ViT) cost ten to a hundred times as much as the
+their 8x8 pixels, on which the large networks (ResNet-18, VGG-11, AlexNet, ViT) cost ten to some hundred times as much as the
 ConvNet; `--heavy` says how many of the seeds they get, and 0 leaves them out.
 """
-import tempfile, time, warnings
+import tempfile, warnings
 from pathlib import Path
 
 from sklearn.linear_model import LogisticRegression
@@ -34,7 +34,7 @@ def main():
     parser.add_argument('--epochs', type=int, default=60)
     parser.add_argument('--heavy', type=int, default=1, help='seeds for ResNet-18, VGG-11, AlexNet and ViT')
     args = parser.parse_args()
-    start, splits, training, rows = time.perf_counter(), data.load('digits'), Training(epochs=args.epochs), []
+    splits, training, rows = data.load('digits'), Training(epochs=args.epochs), []
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         wanted = [(m, s, a) for s in range(args.seeds) for a in ENTRIES for m in SETS if a not in HEAVY or s < args.heavy]
@@ -58,7 +58,7 @@ def main():
             line[group] = {m: interval(v) for m, v in values.items()} | dict(difference=interval([b - a for a, b in zip(values[SETS[0]], values[SETS[1]])]))
         table.append(line)
     write_json(args.out, dict(config=dict(data='digits', ipc=10, seeds=args.seeds, training=training.describe(), sets=SETS, networks=1, heavy=HEAVY), table=table, rows=rows, versions=versions(), commit=commit(),
-                              command=f'python benchmarks/architectures.py --seeds {args.seeds} --heavy {args.heavy}', seconds=time.perf_counter() - start))
+                              command=f'python benchmarks/architectures.py --seeds {args.seeds} --heavy {args.heavy}', seconds=round(sum(r.get('evaluation_seconds', 0) for r in rows), 1)))
     for line in table: print(line['architecture'], line.get('error') or {g: {k: round(v['mean'], 3) for k, v in line[g].items()} for g in splits.test.groups})
 
 
