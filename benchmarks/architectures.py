@@ -1,6 +1,6 @@
 """Does a distilled set serve other networks than the one it was made with?
 
-    OMP_NUM_THREADS=1 python benchmarks/architectures.py      # writes benchmarks/results/architectures.json, about six minutes
+    OMP_NUM_THREADS=1 python benchmarks/architectures.py      # writes benchmarks/results/architectures.json, about ten minutes
 
 Digits with a hidden minority, 100 images: k-means medoids, and the set that distribution matching with a risk over clusters makes
 of them with a ConvNet of two blocks. Each is given to every architecture of `rdd_nb.evaluation.ARCHITECTURES`, and to two
