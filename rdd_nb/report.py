@@ -9,7 +9,8 @@ __all__ = ['BASELINES', 'DESCRIPTIONS', 'PLAIN', 'TOLERANCE', 'MAX_GROUPS', 'COS
            'chance_minimum', 'worst_cells', 'Cell', 'shown_groups', 'columns', 'accuracy_table', 'cost_table', 'frame',
            'svg', 'png', 'data_uri', 'reading_notes', 'worst_table', 'worst_text', 'more_measures', 'group_chart',
            'difference_charts', 'cost_chart', 'damaged', 'severity_charts', 'damage_table', 'curve_chart', 'provenance',
-           'method_settings', 'sections', 'to_html', 'charts', 'to_markdown', 'write_report']
+           'method_settings', 'sections', 'to_html', 'charts', 'to_markdown', 'write_report', 'plot_groups',
+           'plot_differences']
 
 # %% ../nbs/65_report.ipynb #1eab3719
 import base64, html, io, json, math, re
@@ -1175,3 +1176,16 @@ def _repr_html_(self):
     return f'<p><b>{html.escape(headline(self)[0])}</b> {html.escape(headline(self)[1])}</p><ul>{found}</ul>' + frame(self).drop(columns=['seconds', 'peak MB'], errors='ignore').to_html(float_format='{:.3f}'.format, na_rep='', escape=True)
 
 Comparison._repr_html_ = _repr_html_
+
+# %% ../nbs/65_report.ipynb #ef547c5b
+def plot_groups(self, fig=None):
+    "Accuracy of each method on each group, with intervals; returns the matplotlib axes."
+    return plots.group_bars(self.summary, shown_groups(self) or ['accuracy'], self.rows, fig=fig)
+
+def plot_differences(self, baseline='kmeans', ax=None):
+    "Paired differences to `baseline` on the hardest group, with intervals; returns the matplotlib axes. Raises `ValueError` where no seed has both."
+    found = [d for s in self.summary if s['method'] != baseline and (d := difference(self, s['method'], baseline, focus(self)))]
+    if not found: raise ValueError(f"baseline={baseline!r}: no method shares a seed with it; there are {', '.join(s['method'] for s in self.summary)}")
+    return plots.forest(found, f'difference in accuracy{f" on {focus(self)}" if focus(self) else ""} (percentage points)', ax)
+
+Comparison.plot_groups,Comparison.plot_differences = plot_groups,plot_differences
