@@ -1,17 +1,16 @@
 """Does a distilled set serve other networks than the one it was made with?
 
-    OMP_NUM_THREADS=1 python benchmarks/architectures.py      # writes benchmarks/results/architectures.json, about five minutes
+    OMP_NUM_THREADS=1 python benchmarks/architectures.py      # writes benchmarks/results/architectures.json, about ten minutes
 
 Digits with a hidden minority, 100 images: k-means medoids, and the set that distribution matching with a risk over clusters makes
 of them with a ConvNet of two blocks. Each is given to every architecture of `rdd_nb.evaluation.ARCHITECTURES`, and to two
-estimators of scikit-learn. The step size of each architecture was chosen on validation data with the medoids. The large networks
-(ResNet-18, VGG-11, AlexNet, ViT) cost ten to a hundred times as much as the ConvNet: they get one seed only, a look and not a
-claim, and `--light` leaves them out.
+estimators of scikit-learn. The step size of each architecture was chosen on validation data with the medoids. The images stay at
+their 8x8 pixels, on which the large networks (ResNet-18, VGG-11, AlexNet, ViT) cost ten to some hundred times as much as the
+ConvNet; `--heavy` says how many of the seeds they get, and 0 leaves them out.
 """
-import argparse, subprocess, tempfile, time, warnings
+import tempfile, warnings
 from pathlib import Path
 
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from tqdm.auto import tqdm
@@ -22,7 +21,8 @@ from rdd_nb.distill import distill
 from rdd_nb.evaluation import ARCHITECTURES, Training, evaluate_architectures
 from rdd_nb.intervals import interval
 
-HERE = Path(__file__).parent
+from evaluation import commit, options
+
 SETS = 'kmeans', 'rdd-distance'
 HEAVY = 'ResNet-18', 'VGG-11', 'AlexNet', 'ViT'
 ENTRIES = ARCHITECTURES | {'1 nearest neighbour': KNeighborsClassifier(1), 'logistic regression': LogisticRegression(C=.1, max_iter=1000)}
@@ -30,18 +30,14 @@ KEPT = 'accuracy', 'group_accuracy', 'worst_class_group_accuracy', 'error', 'tra
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--seeds', type=int, default=3)
+    parser = options('architectures', __doc__)
     parser.add_argument('--epochs', type=int, default=60)
-    parser.add_argument('--light', action='store_true', help='without ResNet-18, VGG-11, AlexNet and ViT')
-    parser.add_argument('--work', type=Path, help='folder for finished parts; a stopped benchmark goes on from there')
-    parser.add_argument('--out', type=Path, default=HERE / 'results' / 'architectures.json')
+    parser.add_argument('--heavy', type=int, default=1, help='seeds for ResNet-18, VGG-11, AlexNet and ViT')
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    start, splits, training, rows = time.perf_counter(), data.load('digits'), Training(epochs=args.epochs), []
+    splits, training, rows = data.load('digits'), Training(epochs=args.epochs), []
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
-        wanted = [(m, s, a) for s in range(args.seeds) for a in ENTRIES for m in SETS if a not in HEAVY or not s and not args.light]
+        wanted = [(m, s, a) for s in range(args.seeds) for a in ENTRIES for m in SETS if a not in HEAVY or s < args.heavy]
         for method, seed, name in tqdm(sorted(wanted, key=lambda w: w[2] in HEAVY)):
             path = work / 'rows' / f'{method}-{seed}-{name}.json'
             if not path.exists():
@@ -52,7 +48,7 @@ def main():
                 write_json(path, dict(set=method, seed=seed, architecture=name) | {k: row[k] for k in KEPT if k in row})
             rows.append(read_json(path))
     table = []
-    for name in (n for n in ENTRIES if n not in HEAVY or not args.light):
+    for name in (n for n in ENTRIES if n not in HEAVY or args.heavy):
         own = {m: {r['seed']: r for r in rows if (r['set'], r['architecture']) == (m, name)} for m in SETS}
         first = own[SETS[0]][0]
         if 'error' in first: table.append(dict(architecture=name, error=first['error'])); continue
@@ -61,9 +57,8 @@ def main():
             values = {m: [r['group_accuracy'][group] for _, r in sorted(own[m].items())] for m in SETS}
             line[group] = {m: interval(v) for m, v in values.items()} | dict(difference=interval([b - a for a, b in zip(values[SETS[0]], values[SETS[1]])]))
         table.append(line)
-    commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    write_json(args.out, dict(config=dict(data='digits', ipc=10, seeds=args.seeds, training=training.describe(), sets=SETS, networks=1, heavy=HEAVY), table=table, rows=rows, versions=versions(), commit=commit,
-                              command='python benchmarks/architectures.py' + ' --light' * args.light, seconds=time.perf_counter() - start))
+    write_json(args.out, dict(config=dict(data='digits', ipc=10, seeds=args.seeds, training=training.describe(), sets=SETS, networks=1, heavy=HEAVY), table=table, rows=rows, versions=versions(), commit=commit(),
+                              command=f'python benchmarks/architectures.py --seeds {args.seeds} --heavy {args.heavy}', seconds=round(sum(r.get('evaluation_seconds', 0) for r in rows), 1)))
     for line in table: print(line['architecture'], line.get('error') or {g: {k: round(v['mean'], 3) for k, v in line[g].items()} for g in splits.test.groups})
 
 

@@ -129,15 +129,24 @@ def processor():
     return dict(model=value('model name'), cores=os.cpu_count(), bfloat16=sorted(set(value('flags').split()) & {'avx512_bf16', 'amx_bf16'}))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--epochs', type=int, default=20, help='of the trainings of MNIST size')
-    parser.add_argument('--seeds', type=int, default=3)
-    parser.add_argument('--compile', action='store_true', help='also measure torch.compile, which needs a C++ compiler and about a minute to compile')
+def options(name, description, seeds=3):
+    "A parser with what benchmarks of evaluation have in common."
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument('--seeds', type=int, default=seeds)
     parser.add_argument('--work', type=Path, help='folder for finished parts; a stopped benchmark goes on from there')
-    parser.add_argument('--out', type=Path, default=HERE / 'results' / 'evaluation.json')
-    args = parser.parse_args()
+    parser.add_argument('--out', type=Path, default=HERE / 'results' / f'{name}.json')
     torch.set_num_threads(1)
+    return parser
+
+
+def commit(): return subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=HERE).stdout.strip()
+
+
+def main():
+    parser = options('evaluation', __doc__)
+    parser.add_argument('--epochs', type=int, default=20, help='of the trainings of MNIST size')
+    parser.add_argument('--compile', action='store_true', help='also measure torch.compile, which needs a C++ compiler and about a minute to compile')
+    args = parser.parse_args()
     start, mnist = time.perf_counter(), mnist_sized()
 
     def part(name, f):
@@ -158,8 +167,7 @@ def main():
         report.setdefault('mnist', []).append(dict(strategy=n, epochs=args.epochs, cpu_seconds=best, extrapolated_300_epochs=best / args.epochs * EPOCHS, **({'accuracy': mean([r['accuracy'] for r in own])} if 'accuracy' in own[0] else {})))
     plain = report['mnist'][0]['cpu_seconds']
     for m in report['mnist']: m['times_faster'] = plain / m['cpu_seconds']
-    commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    report |= dict(rows=rows, config=dict(data=mnist[3], epochs=args.epochs, seeds=args.seeds, extrapolated_to=EPOCHS, images=len(mnist[0]), threads=1), processor=processor(), versions=versions(), commit=commit,
+    report |= dict(rows=rows, config=dict(data=mnist[3], epochs=args.epochs, seeds=args.seeds, extrapolated_to=EPOCHS, images=len(mnist[0]), threads=1), processor=processor(), versions=versions(), commit=commit(),
                    command='python benchmarks/evaluation.py', seconds=time.perf_counter() - start)
     write_json(args.out, report)
     for m in report['mnist']: print(f"{m['strategy']:28} {m['cpu_seconds']:7.1f} s for {args.epochs} epochs, {m['times_faster']:.2f} x" + (f", accuracy {m['accuracy']:.3f}" if 'accuracy' in m else ''))

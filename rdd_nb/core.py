@@ -6,7 +6,7 @@
 __all__ = ['generator', 'seeded', 'pick_device', 'atomic_write', 'write_json', 'read_json', 'read_tensors', 'Cost', 'versions']
 
 # %% ../nbs/00_core.ipynb #244d062b
-import hashlib, json, os, platform, resource, sys, time
+import ctypes, gc, hashlib, json, os, platform, resource, sys, time
 from pathlib import Path
 import numpy as np
 import torch
@@ -84,7 +84,13 @@ def read_tensors(path): # (name -> tensor, name -> text)
     except (SafetensorError, OSError, ValueError, RecursionError, TypeError) as e:
         raise ValueError(f'{path}: not a readable safetensors file ({str(e).splitlines()[0] if str(e) else type(e).__name__}); was it cut short?') from None
 
-# %% ../nbs/00_core.ipynb #c8a581ef
+# %% ../nbs/00_core.ipynb #8d9c4c63
+def _give_back():
+    "Return freed memory to the system, where the C library can (glibc), so that it does not count as in use."
+    gc.collect()
+    try: ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError): pass
+
 def _resident_mb(field):
     "Resident memory of this process in MB, now ('VmRSS') or at its peak ('VmHWM')."
     try: lines = Path('/proc/self/status').read_text().splitlines()
@@ -101,6 +107,7 @@ class Cost:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device) / 2**20
         else:
+            _give_back()
             try: Path('/proc/self/clear_refs').write_text('5')   # resets VmHWM, see proc(5)
             except OSError: pass
             self.before = _resident_mb('VmRSS')

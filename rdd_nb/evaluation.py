@@ -33,7 +33,7 @@ from .intervals import METRICS, bootstrap, check_comparable, interval, paired, r
 from .metrics import GroupFrame, NoiseWarning, group_metrics, notes, population_shares, summary_metrics, tidy
 from .synthetic import SyntheticDataset
 
-# %% ../nbs/50_evaluation.ipynb #c6081b7d
+# %% ../nbs/50_evaluation.ipynb #d00f6779
 @dataclass(frozen=True)
 class Training:
     "How a network is trained on a set of samples, the same for every set."
@@ -47,7 +47,7 @@ class Training:
     augment: str = ''               # see `rdd_nb.augment`; a fresh draw for every batch
     risk: object = None             # a `rdd_nb.risk.Risk` of the batch's losses in place of their mean, or its text form
     depth: int | None = None        # blocks of a convnet, hidden layers of an mlp; None: the model's own
-    norm: str | None = None         # normalisation of a convnet, resnet18 or vgg11: instance, batch, layer, none
+    norm: str | None = None         # normalisation of a convnet, resnet18 or vgg11: instance, batch, layer, none; None: the model's own
     precision: str = 'float32'      # or 'bfloat16': forward and backward pass in mixed precision
 
     def __post_init__(self):
@@ -199,7 +199,7 @@ def _in_units_of(source, raw):
     shape = (1, -1, *[1] * (raw.dim() - 2))
     return (raw - source.mean.cpu().view(shape)) / source.std.cpu().view(shape)
 
-# %% ../nbs/50_evaluation.ipynb #fdbf6879
+# %% ../nbs/50_evaluation.ipynb #84ebc8b4
 def _measure(answers, source, test, clusters, corruptions, population, minimum):
     "The averaged row of several models; each of `answers` maps samples to (labels, probabilities or None)."
     raw = test.pixels().cpu()
@@ -212,7 +212,8 @@ def _measure(answers, source, test, clusters, corruptions, population, minimum):
         x = _in_units_of(source, damage(raw))
         found = [group_metrics(answer(x)[0], test) for answer in answers]
         groups = _average([f['group_accuracy'] for f in found])
-        row.setdefault('corruptions', {})[name] = dict(accuracy=_average([f['accuracy'] for f in found]), group_accuracy=groups, worst_group_accuracy=min(groups.values()))
+        large = [g for g in groups if g not in row['small'].get('group', ())] or groups
+        row.setdefault('corruptions', {})[name] = dict(accuracy=_average([f['accuracy'] for f in found]), group_accuracy=groups, worst_group_accuracy=min(groups[g] for g in large))
     if corruptions: row['corruption_accuracy'] = float(np.mean([c['accuracy'] for c in row['corruptions'].values()]))
     return row | dict(notes=notes(row))
 
@@ -309,12 +310,12 @@ def _answer(model, x, n_classes):
     p[:, torch.as_tensor(np.asarray(model.classes_)).long()] = torch.as_tensor(model.predict_proba(x)).double()
     return labels,p
 
-# %% ../nbs/50_evaluation.ipynb #37f6f16b
+# %% ../nbs/50_evaluation.ipynb #509c475d
 ARCHITECTURES = {
     'ConvNet': {}, 'ConvNet, layer norm': dict(norm='layer'), 'ConvNet, batch norm': dict(norm='batch'), 'ConvNet, no norm': dict(norm='none', lr=.2),
     'ConvNet, 1 block': dict(depth=1), 'ConvNet, 4 blocks': dict(depth=4),
-    'ResNet-18': dict(model='resnet18', norm='layer', lr=.01),   # instance norm would erase its last maps, one pixel large for small images
-    'VGG-11': dict(model='vgg11', lr=.01), 'AlexNet': dict(model='alexnet', lr=.02), 'MLP': dict(model='mlp', lr=.2), 'ViT': dict(model='vit', lr=.02),
+    'ResNet-18': dict(model='resnet18', norm='layer', lr=.01),   # its last maps may be one pixel, which instance norm erases
+    'VGG-11': dict(model='vgg11', lr=.01), 'AlexNet': dict(model='alexnet', lr=.05), 'MLP': dict(model='mlp', lr=.2), 'ViT': dict(model='vit', lr=.02),
 }
 
 def table_architectures():

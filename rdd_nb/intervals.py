@@ -93,19 +93,22 @@ def paired(
                 found.append(dict(method=method, baseline=base, metric=metric, difference=i['mean'], low=i['low'], high=i['high'], n_seeds=len(d), **{f'bootstrap_{k}': b[k] for k in ('low', 'high') if b}))
     return found
 
-# %% ../nbs/47_intervals.ipynb #bfed3e58
+# %% ../nbs/47_intervals.ipynb #9a6cfc79
 STATISTICS = dict(balanced=lambda m: m.mean(-1), min=lambda m: m.min(-1), gap=lambda m: m.max(-1) - m.min(-1))
 
 def bootstrap(
-    values,               # (n,) e.g. hits, differences of hits of two models, or one value per seed
+    values,               # (n,) hits (0 or 1), or any numbers, e.g. one per seed
     strata=None,          # (n,) resampled each for itself, e.g. groups; None: all in one
     statistic: str | Callable = 'mean',  # of the strata's means: 'mean' (weighted by size), 'balanced', 'min', 'gap', or a function (draws, k) -> (draws,)
     draws: int = 2000,
     confidence=.95,
     seed=0,
+    minus=None,           # (n,) hits of another model on the same samples: the difference is what counts
 ) -> dict: # estimate, low, high
     "Stratified bootstrap interval, corrected for small samples; without an interval where every stratum has one value."
     v = np.asarray(values, dtype=float)
+    if minus is not None and len(minus) != len(v): raise ValueError(f'minus: got {len(minus)} for {len(v)} values')
+    if minus is not None: v = v - np.asarray(minus, dtype=float)
     if v.ndim != 1 or not len(v) or not np.isfinite(v).all(): raise ValueError(f'values: expected finite numbers in one dimension, got shape {v.shape}')
     if strata is not None and len(strata) != len(v): raise ValueError(f'strata: got {len(strata)} for {len(v)} values')
     if isinstance(statistic, str) and statistic not in ('mean', *STATISTICS): raise ValueError(f"statistic={statistic!r}: choose from mean, {', '.join(STATISTICS)}, or give a function")
@@ -113,18 +116,20 @@ def bootstrap(
     sizes = np.bincount(ids)
     f = statistic if callable(statistic) else STATISTICS.get(statistic, lambda m: m @ (sizes / len(v)))
     rng = np.random.default_rng(generator('bootstrap', seed).initial_seed())
-    means,resampled = zip(*[_resample(v[ids == g], draws, rng) for g in range(len(sizes))])
+    ends = (-1. if minus is not None or v.min() < 0 else 0., 1.) if np.isin(v, (-1, 0, 1)).all() else ()   # of hits, or of differences of hits
+    means,resampled = zip(*[_resample(v[ids == g], draws, rng, ends, 1 / np.ptp(ends) / len(sizes) if ends else 0) for g in range(len(sizes))])
     estimate,free = float(f(np.array([means]))[0]),len(v) - len(sizes)
     if not free: return dict(estimate=estimate, low=None, high=None)
-    tail = .5 * math.erfc(-_student(.5 - confidence / 2, free) / math.sqrt(2))           # the normal distribution function
+    tail = .5 - confidence / 2 if ends else .5 * math.erfc(-_student(.5 - confidence / 2, free) / math.sqrt(2))   # the normal distribution function
     low,high = np.quantile(f(np.stack(resampled, -1)), (tail, 1 - tail))
     return dict(estimate=estimate, low=float(low), high=float(high))
 
-def _resample(v, draws, rng):
-    "The mean of a stratum, and means of resamples of it, spread by sqrt(n / (n - 1))."
-    n,(u, c) = len(v),np.unique(v, return_counts=True)
-    m = rng.multinomial(n, c / n, draws) @ u / n
-    return v.mean(),v.mean() + (m - v.mean()) * math.sqrt(n / max(n - 1, 1))
+def _resample(v, draws, rng, ends, share):
+    "The mean of a stratum, and means of resamples of it: with `share` of a value added at each of the `ends`, or else spread by sqrt(n / (n - 1))."
+    n,(u, at) = len(v),np.unique(np.append(v, ends), return_inverse=True)
+    c = np.bincount(at, np.append(np.ones(n), np.full(len(ends), share)))
+    m = rng.multinomial(n, c / c.sum(), draws) @ u / n
+    return v.mean(),m if ends else v.mean() + (m - v.mean()) * math.sqrt(n / max(n - 1, 1))
 
 # %% ../nbs/47_intervals.ipynb #4fb8455d
 def variance_components(

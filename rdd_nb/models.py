@@ -50,16 +50,24 @@ def _norm(kind, channels):
     if kind == 'none':     return nn.Identity()
     raise ValueError(f"norm={kind!r} is not known; choose from instance, batch, layer, none")
 
-def _check_depth(name, shape, depth):
-    most = int(math.log2(min(shape[1:])))
-    if depth > most:
-        raise ValueError(f'{name} of depth {depth} halves the image {depth} times, but an image of {shape[1]}x{shape[2]} pixels allows at most {most}')
+def _whole(**given):
+    "The value of the one argument, which must be a whole number of at least 1."
+    (name, value), = given.items()
+    if not isinstance(value, int) or value < 1: raise ValueError(f'{name}={value!r} must be a whole number of at least 1')
+    return value
 
 def _width(width, shape):
     "The field's 128, or 32 for images under 16 pixels, unless told otherwise."
-    if width is None: width = 32 if len(shape) == 3 and min(shape[1:]) < 16 else 128
-    if not isinstance(width, int) or width < 1: raise ValueError(f'width={width!r} must be a whole number of at least 1')
-    return width
+    return _whole(width=width if width is not None else 32 if len(shape) == 3 and min(shape[1:]) < 16 else 128)
+
+def _check_image(name, shape, least=1):
+    if len(shape) != 3: raise ValueError(f'{name} takes images of shape (C, H, W), got samples of shape {tuple(shape)}; for tables there is mlp')
+    if min(shape[1:]) < least: raise ValueError(f'{name} is too deep for images of {shape[1]}x{shape[2]} pixels: it needs at least {least}x{least}')
+
+def _check_depth(name, shape, depth):
+    most = int(math.log2(min(shape[1:])))
+    if _whole(depth=depth) > most:
+        raise ValueError(f'{name} of depth {depth} halves the image {depth} times, but an image of {shape[1]}x{shape[2]} pixels allows at most {most}')
 
 def convnet(
     shape: tuple,             # of one image, (C, H, W)
@@ -69,6 +77,7 @@ def convnet(
     norm: str = 'instance',   # instance, batch, layer or none
 ) -> Classifier:
     "The ConvNet of dataset distillation (Zhao et al. 2021, section 4.1). Raises `ValueError` when the image is too small for `depth`."
+    _check_image('convnet', shape)
     if depth is None: depth = 3 if min(shape[1:]) >= 16 else 2
     width = _width(width, shape)
     _check_depth('convnet', shape, depth)
@@ -79,7 +88,7 @@ def convnet(
     side = (shape[1] >> depth) * (shape[2] >> depth)
     return Classifier(nn.Sequential(*layers, nn.Flatten()), width * side, n_classes)
 
-# %% ../nbs/10_models.ipynb #196b2189
+# %% ../nbs/10_models.ipynb #b3a09f76
 def mlp(
     shape: tuple,      # of one sample: (C, H, W) for images, (d,) for tables
     n_classes: int,
@@ -89,19 +98,29 @@ def mlp(
     "A multilayer perceptron on the flattened sample."
     n,width = math.prod(shape),_width(width, shape)
     layers = [nn.Flatten()]
-    for _ in range(depth): layers,n = layers + [nn.Linear(n, width), nn.ReLU()],width
+    for _ in range(_whole(depth=depth)): layers,n = layers + [nn.Linear(n, width), nn.ReLU()],width
     return Classifier(nn.Sequential(*layers), n, n_classes)
 
-def resnet18(shape, n_classes, norm='instance'):
-    "torchvision's ResNet-18 with a stem for small images: a 3x3 filter and no pooling (He et al. 2016, section 4.2)."
+def resnet18(
+    shape: tuple,             # of one image, (C, H, W)
+    n_classes: int,
+    norm: str | None = None,  # None: instance, or layer for images of at most 8 pixels
+) -> Classifier:
+    "torchvision's ResNet-18 with a stem for small images: a 3x3 filter and no pooling (He et al. 2016, section 4.2). Raises `ValueError` where `norm` would erase the image."
+    _check_image('resnet18', shape)
+    one_pixel = max(shape[1:]) <= 8                    # is what three halvings leave
+    norm = norm or ('layer' if one_pixel else 'instance')
+    if one_pixel and norm == 'instance':
+        raise ValueError(f"resnet18 with norm='instance' is too deep for images of {shape[1]}x{shape[2]} pixels: it normalises their last pixel to 0; it needs more than 8x8, or norm='layer'")
     net = torchvision.models.resnet18(norm_layer=lambda c: _norm(norm, c))
     net.conv1,net.maxpool = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False),nn.Identity()
     n,net.fc = net.fc.in_features,nn.Identity()
     return Classifier(net, n, n_classes)
 
-# %% ../nbs/10_models.ipynb #9793c3d9
+# %% ../nbs/10_models.ipynb #2758a08d
 def vgg11(shape, n_classes, norm='instance'):
     "VGG-11 (Simonyan and Zisserman 2015, configuration A) with one linear layer; pools as often as the image allows, up to five times."
+    _check_image('vgg11', shape, 2)
     layers,channels,side = [],shape[0],min(shape[1:])
     for c in (64, 'pool', 128, 'pool', 256, 256, 'pool', 512, 512, 'pool', 512, 512, 'pool'):
         if c != 'pool': layers,channels = layers + [nn.Conv2d(channels, c, 3, padding=1), _norm(norm, c), nn.ReLU()],c
@@ -110,6 +129,7 @@ def vgg11(shape, n_classes, norm='instance'):
 
 def alexnet(shape, n_classes):
     "AlexNet (Krizhevsky et al. 2012) with 5x5 and 3x3 filters for small images."
+    _check_image('alexnet', shape, 4)
     c = shape[0]
     body = nn.Sequential(nn.Conv2d(c, 128, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
                          nn.Conv2d(128, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
@@ -117,7 +137,7 @@ def alexnet(shape, n_classes):
                          nn.Conv2d(192, 192, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
     return Classifier(body, 192 * 4, n_classes)
 
-# %% ../nbs/10_models.ipynb #d903aaef
+# %% ../nbs/10_models.ipynb #f1025b8f
 class _ViTBody(nn.Module):
     "torchvision's vision transformer up to the class token; grey images are repeated to three channels, as its stem expects."
     def __init__(self, size, patch, width, depth, heads):
@@ -136,6 +156,7 @@ def vit(
     heads: int = 4,
 ) -> Classifier:
     "A small vision transformer (Dosovitskiy et al. 2021)."
+    _check_image('vit', shape)
     if shape[1] != shape[2] or shape[1] % patch: raise ValueError(f'vit needs square images whose side is a multiple of patch={patch}, got {shape[1]}x{shape[2]}')
     if shape[0] not in (1, 3): raise ValueError(f'vit takes images of 1 or 3 channels, got {shape[0]}')
     return Classifier(_ViTBody(shape[1], patch, width, depth, heads), width, n_classes)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'SPARE', 'STYLE', 'WIDTH', 'GROUP_COLOURS', 'colour', 'marker', 'sheet', 'image_grid',
-           'before_after', 'group_bars', 'forest_height', 'forest', 'cost_bars', 'running_median', 'learning_curves',
-           'weight_vs_mass', 'cell_gallery', 'confusion_counts', 'confusion', 'principal_plane', 'places', 'thinned',
-           'feature_map']
+           'before_after', 'group_bars', 'forest_height', 'forest', 'severity_curves', 'cost_bars', 'running_median',
+           'learning_curves', 'weight_vs_mass', 'cell_gallery', 'confusion_counts', 'confusion', 'principal_plane',
+           'places', 'thinned', 'feature_map']
 
 # %% ../nbs/55_plots.ipynb #e02802b3
 import functools, textwrap, zlib
@@ -225,6 +225,30 @@ def forest(
     ax.tick_params(axis='y', length=0)
     ax.spines['left'].set_visible(False)
     return ax
+
+# %% ../nbs/55_plots.ipynb #04885d3b
+@_styled
+def severity_curves(
+    curves,   # {title: {method: accuracies at severity 0 (clean), 1, 2 ...; NaN where it is not known}}
+    fig=None, # an empty matplotlib figure; None makes one
+):
+    "Accuracy against severity, a panel for each title and a line for each method; returns the axes."
+    methods = list(dict.fromkeys(m for lines in curves.values() for m in lines))
+    if not methods: raise ValueError('curves: got no accuracies, expected at least one')
+    across = min(len(curves), 2 if len(curves) <= 4 else 4)
+    fig = _figure(fig, (1.5 if across <= 2 else 1) * -(-len(curves) // across) + .25 + .16 * -(-len(methods) // 3))
+    grid = fig.subplots(-(-len(curves) // across), across, sharex=True, sharey=True, squeeze=False).flatten()
+    dash = {m: ('-', '--', ':', '-.')[sum(colour(o) == colour(m) for o in methods[:i]) % 4] for i, m in enumerate(methods)}   # where two have one colour
+    for ax, (title, lines) in zip(grid, curves.items()):
+        for m, values in lines.items(): ax.plot(np.asarray(values, dtype=float), dash[m], marker=marker(m), ms=4 if across <= 2 else 3, mec=_ink(), mew=.3, lw=1.1, color=colour(m), label=_wrap(m))
+        ax.set(title=title, ylim=(0, 1), xticks=range(max(map(len, lines.values()))))
+        _percent(ax, 'y')
+    for ax in grid[len(curves):]: ax.remove()
+    for ax in grid[max(len(curves) - across, 0):len(curves)]: ax.tick_params(labelbottom=True)     # the lowest of each column
+    fig.supxlabel('severity (0: clean)', size=8)
+    fig.supylabel('accuracy', size=8)
+    fig.legend(*grid[0].get_legend_handles_labels(), loc='outside upper center', ncols=3, handlelength=2.4, columnspacing=1.2)
+    return list(grid[:len(curves)])
 
 # %% ../nbs/55_plots.ipynb #eaea8ee2
 def _short(v): return f'{v:,.0f}' if abs(v) >= 10 or v == int(v) else f'{v:.2g}'

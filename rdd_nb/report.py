@@ -8,8 +8,9 @@ __all__ = ['BASELINES', 'DESCRIPTIONS', 'PLAIN', 'TOLERANCE', 'MAX_GROUPS', 'COS
            'plain_of', 'Finding', 'focus', 'difference', 'uses_groups', 'best', 'findings', 'headline', 'not_reached',
            'chance_minimum', 'worst_cells', 'Cell', 'shown_groups', 'columns', 'accuracy_table', 'cost_table', 'frame',
            'svg', 'png', 'data_uri', 'reading_notes', 'worst_table', 'worst_text', 'more_measures', 'group_chart',
-           'difference_charts', 'cost_chart', 'curve_chart', 'provenance', 'method_settings', 'sections', 'to_html',
-           'charts', 'to_markdown', 'write_report']
+           'difference_charts', 'cost_chart', 'damaged', 'severity_charts', 'damage_table', 'curve_chart', 'provenance',
+           'method_settings', 'sections', 'to_html', 'charts', 'to_markdown', 'write_report', 'plot_groups',
+           'plot_differences']
 
 # %% ../nbs/65_report.ipynb #1eab3719
 import base64, html, io, json, math, re
@@ -652,8 +653,8 @@ def _worst_html(c):
     if not worst_cells(c): return ''
     return f'<h3>How much of the minimum is noise?</h3><p>{html.escape(worst_text(c))}</p><details><summary>The worst class and group of each method</summary>{_table_html(worst_table(c), "Worst class and group of each method")}</details>'
 
-# %% ../nbs/65_report.ipynb #bcabef4e
-KNOWN = {'seed', 'networks', 'images', 'bytes', 'steps', 'minimum', 'training', 'by_network', 'confusion', 'uses_groups', 'accuracy', 'seconds', 'peak_mb'}
+# %% ../nbs/65_report.ipynb #3a2867ad
+KNOWN = {'seed', 'networks', 'images', 'bytes', 'steps', 'minimum', 'training', 'by_network', 'confusion', 'uses_groups', 'accuracy', 'seconds', 'peak_mb', 'corruptions'}
 SHOWN = [f'{k}_accuracy' for k in ('group', 'class_group', 'worst_group', 'worst_class_group', 'tail_class_group', 'cluster_min', 'reference_cluster_min')]   # in tables of their own
 
 def more_measures(c: Comparison, limit=24) -> dict:
@@ -673,7 +674,7 @@ def more_measures(c: Comparison, limit=24) -> dict:
     table = {k: [cell(values.get(n)) for n in names] for k, values in list(found.items())[:limit]}
     return {'method': [Cell(n, kind='text') for n in names]} | table if table else {}
 
-# %% ../nbs/65_report.ipynb #d22ec68a
+# %% ../nbs/65_report.ipynb #33a20cd0
 def group_chart(c: Comparison):
     "(draw, alt) of the bars per group."
     groups = shown_groups(c) or ['accuracy']
@@ -711,6 +712,42 @@ def cost_chart(c: Comparison):
     alt = 'Bars of cost. ' + ' '.join(f'{h}: ' + ', '.join(f'{n} {v:,.3g}' for n, v in values.items()) + '.' for h, values in costs.items())
     return lambda fig: plots.cost_bars(costs, fig), alt
 
+def damaged(c: Comparison) -> dict: # {corruption: {method: (accuracy, that of the worst group)}}, means over the rows
+    "What the rows say about damaged test images, with 'clean' first; empty where none was measured."
+    found = {}
+    for r in (r for r in c.rows if r.get('corruptions')):
+        for name, v in ({'clean': r} | r['corruptions']).items():
+            both = _number(v.get('accuracy')), _number(v.get('worst_group_accuracy', min((v.get('group_accuracy') or {}).values(), default=None)))
+            found.setdefault(name, {}).setdefault(r['method'], []).append([math.nan if b is None else b for b in both])
+    return {name: {m: tuple(np.mean(v, 0).tolist()) for m, v in methods.items()} for name, methods in found.items()}
+
+def _ladder(c):
+    "{corruption: {method: [(accuracy, worst group) at severity 0 (clean), 1, ...]}} of the corruptions with more than one severity."
+    found, levels = damaged(c), {}
+    for name in found:
+        if at := re.fullmatch(r'(.+)-([1-5])', name): levels.setdefault(at[1], {})[int(at[2])] = found[name]
+    top = max((s for at in levels.values() for s in at), default=0)
+    nothing = math.nan, math.nan
+    return {k: {m: [clean] + [at.get(s, {}).get(m, nothing) for s in range(1, top + 1)] for m, clean in found['clean'].items() if any(m in v for v in at.values())} for k, at in levels.items() if len(at) > 1}
+
+def severity_charts(c: Comparison) -> list: # of (draw, alt): the averages, then the worst group under each corruption
+    "Accuracy against the severity of corruptions; empty where no corruption was measured at two severities."
+    ladder, each = _ladder(c), []
+    whole = [k for k, lines in ladder.items() if len(lines) == max(map(len, ladder.values())) and not np.isnan(list(lines.values())).any()]
+    if whole:
+        means = {m: np.mean([ladder[k][m] for k in whole], 0).T for m in ladder[whole[0]]}
+        panels = {'all samples': {m: v[0] for m, v in means.items()}} | ({'worst group': {m: v[1] for m, v in means.items()}} if focus(c) else {})
+        each.append((panels, f'Accuracy against severity, averaged over {", ".join(whole)}.'))
+    if len(ladder) > 1 or not whole: each.append(({k: {m: [v[1] for v in lines[m]] for m in lines} for k, lines in ladder.items()}, f'Accuracy{" of the worst group" if focus(c) else ""} against severity, under each corruption.'))
+    def alt(panels): return ' '.join(f'{title}: ' + ', '.join(f'{m} {100 * v[0]:.0f} % clean, {100 * v[-1]:.0f} % at severity {len(v) - 1}' for m, v in lines.items()) + '.' for title, lines in panels.items())
+    return [(lambda fig, panels=panels: plots.severity_curves(panels, fig), f'{what} {alt(panels)}'.replace('nan %', 'not known')) for panels, what in each if panels]
+
+def damage_table(c: Comparison) -> dict:
+    "Accuracy under every corruption that was measured, below it that of the worst group."
+    found, names = damaged(c), [s['method'] for s in c.summary]
+    def cell(v): return Cell(_number(v[0]), note='' if _number(v[1]) is None or not focus(c) else f'worst group {100 * v[1]:.1f}')
+    return {'corruption': [Cell(k, kind='text') for k in found]} | {m: [cell(found[k].get(m, (None, None))) for k in found] for m in names if any(m in v for v in found.values())} if found else {}
+
 def curve_chart(c: Comparison):
     "(draw, alt) of the learning curves, or None where no run has recorded a loss."
     curves, order = {}, [s['method'] for s in c.summary]
@@ -720,10 +757,18 @@ def curve_chart(c: Comparison):
     alt = 'Matching loss over the steps, one panel for each method. ' + ' '.join(f'{m}: {s[0][0]["loss"]:.3g} at the first recorded step, {s[0][-1]["loss"]:.3g} at step {s[0][-1]["step"]}.' for m, s in curves.items() if s[0][0].get('loss') is not None and s[0][-1].get('loss') is not None)
     return lambda fig: plots.learning_curves(curves, fig=fig), alt
 
-# %% ../nbs/65_report.ipynb #c2ecaacb
+# %% ../nbs/65_report.ipynb #2fcfa35c
 def _figure_html(chart, key, caption=''):
     draw, alt = chart
     return f'<figure>{svg(draw, alt, key)}' + (f'<figcaption>{html.escape(caption)}</figcaption>' if caption else '') + '</figure>'
+
+def _damage_html(c):
+    table, charts = damage_table(c), severity_charts(c)
+    if not table: return ''
+    figures = [_figure_html(chart, f'severity{k}', chart[1].split('. ')[0] + '.') for k, chart in enumerate(charts)]
+    listed = _table_html(table, 'Accuracy on damaged test images, in per cent')
+    return ('<p>The same networks on test images that were damaged, in the same way for all methods. They never met damaged images in training.</p>' + ''.join(figures[:1])
+            + (f'<details><summary>Each corruption by itself</summary>{"".join(figures[1:])}{listed}</details>' if len(table['corruption']) > 8 else ''.join(figures[1:]) + listed))
 
 def _differences_html(c):
     charts = difference_charts(c)
@@ -1015,7 +1060,7 @@ dt{font-weight:600}dd{margin:0 0 .5rem}
 @media print{body{max-width:none;font-size:10pt;padding:0}nav{display:none}.scroll{overflow:visible;border:0}table{font-size:7.5pt}th,td{padding:.2rem .3rem}th:first-child{position:static}figure,.cards li,tr{break-inside:avoid}h2,h3{break-after:avoid}}
 '''
 
-# %% ../nbs/65_report.ipynb #472e76ac
+# %% ../nbs/65_report.ipynb #9048a777
 def _title(c):
     data = _plain(provenance(c)['data'])
     return f'Distilled sets compared: {data}' if data else 'Distilled sets compared'
@@ -1042,6 +1087,7 @@ def sections(c: Comparison, data=None) -> dict: # id -> (title, HTML)
         'table': ('Comparison', _table_html(accuracy_table(c), 'Accuracy in per cent') + f'<details open><summary>How to read it</summary><ul>{notes}</ul></details>' + _worst_html(c)),
         'groups': ('Accuracy per group', _figure_html(group_chart(c), 'groups', 'Bars: mean over seeds, with 95 % interval above and one dot for each seed below. Dashed: training on all real data. Bars start at zero, since their length is the value.')),
         'differences': ('Paired differences', _differences_html(c)),
+        'damage': ('Damaged images', _damage_html(c)),
         'cost': ('Cost', (_figure_html(costs, 'costs') if costs else '') + _table_html(cost_table(c), 'Cost of each set') + f'<p>{COST_NOTE}</p>' if cost_table(c) else ''),
         'images': ('The images', _images_html(c)),
         'weights': ('What the risk listened to', _weights_html(c, data)),
@@ -1065,7 +1111,7 @@ def to_html(c: Comparison, data=None) -> str:
             f'<meta name="color-scheme" content="light dark">\n<title>{title}</title>\n<link rel="icon" href="data:,">\n<style>{CSS}</style>\n</head>\n<body>\n<header><h1>{title}</h1><p class="sub">{html.escape(_subtitle(c))}</p></header>\n'
             f'<main>\n<section aria-label="Summary" id="summary">{_summary_html(c)}</section>\n<nav aria-label="Contents">{nav}</nav>\n{body}</main>\n</body>\n</html>\n')
 
-# %% ../nbs/65_report.ipynb #70a30718
+# %% ../nbs/65_report.ipynb #bf010fab
 def _table_md(table):
     lines = [list(table), ['---' if cells[0].kind == 'text' else '---:' for cells in table.values()]]
     lines = ['| ' + ' | '.join(_md(x) if k == 0 else x for x in line) + ' |' for k, line in enumerate(lines)]
@@ -1074,6 +1120,7 @@ def _table_md(table):
 def charts(c: Comparison) -> dict: # file name -> (draw, alt)
     "The charts of the Markdown report."
     found = {'groups.png': group_chart(c)} | {f'differences-{k}.png': _forest_chart(c, d) for k, (_, d) in enumerate(difference_charts(c))}
+    found |= {f'severity-{k}.png': chart for k, chart in enumerate(severity_charts(c))}
     found |= {'costs.png': cost} if (cost := cost_chart(c)) else {}
     return found | ({'curves.png': curve} if (curve := curve_chart(c)) else {})
 
@@ -1093,6 +1140,7 @@ def to_markdown(c: Comparison, out=None) -> str:
         rows = {'method': [Cell(x['method'], kind='text') for x in d], 'baseline': [Cell(x['baseline'], kind='text') for x in d],
                 f'points {"overall" if focus(c) is None else f"on {focus(c)}"}': [Cell(_number(x['difference']), _number(x.get('low')), _number(x.get('high'))) for x in d]}
         parts += [f'### {title}', picture(f'differences-{k}.png'), _table_md(rows)]
+    if damage := damage_table(c): parts += ['## Damaged images', *[picture(f'severity-{k}.png') for k in range(2)], _table_md(damage)]
     if cost_table(c): parts += ['## Cost', picture('costs.png'), _table_md(cost_table(c)), COST_NOTE]
     if more := more_measures(c): parts += ['## More measures', _table_md(more)]
     shown = [] if out is None else [(r, (r.path/'images.png')) for r in _first_runs(c) if (r.path/'images.png').is_file()]
@@ -1128,3 +1176,16 @@ def _repr_html_(self):
     return f'<p><b>{html.escape(headline(self)[0])}</b> {html.escape(headline(self)[1])}</p><ul>{found}</ul>' + frame(self).drop(columns=['seconds', 'peak MB'], errors='ignore').to_html(float_format='{:.3f}'.format, na_rep='', escape=True)
 
 Comparison._repr_html_ = _repr_html_
+
+# %% ../nbs/65_report.ipynb #ef547c5b
+def plot_groups(self, fig=None):
+    "Accuracy of each method on each group, with intervals; returns the matplotlib axes."
+    return plots.group_bars(self.summary, shown_groups(self) or ['accuracy'], self.rows, fig=fig)
+
+def plot_differences(self, baseline='kmeans', ax=None):
+    "Paired differences to `baseline` on the hardest group, with intervals; returns the matplotlib axes. Raises `ValueError` where no seed has both."
+    found = [d for s in self.summary if s['method'] != baseline and (d := difference(self, s['method'], baseline, focus(self)))]
+    if not found: raise ValueError(f"baseline={baseline!r}: no method shares a seed with it; there are {', '.join(s['method'] for s in self.summary)}")
+    return plots.forest(found, f'difference in accuracy{f" on {focus(self)}" if focus(self) else ""} (percentage points)', ax)
+
+Comparison.plot_groups,Comparison.plot_differences = plot_groups,plot_differences

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from rdd_nb.core import write_json
+from rdd_nb.corruptions import LADDER
 from rdd_nb.data import GroupedDataset
 from rdd_nb.report import write_report
-from test_report import CLASSES, comparison, row
+from test_report import CLASSES, comparison, on_damaged, row
 
 CHROMIUM = next((p for name in ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable') if (p := shutil.which(name))), None)
 DRIVER = shutil.which('chromedriver')
@@ -94,7 +95,8 @@ def report(tmp_path_factory):
     g = torch.Generator().manual_seed(0)
     data = GroupedDataset(torch.rand(60, 1, 8, 8, generator=g), torch.arange(60) % 3, group=torch.arange(60) % 2, groups=['majority', 'minority'], classes=list(CLASSES))
     rows = json.loads((folder/'report.json').read_text())
-    for r in rows['rows']: r |= dict(confusion=[[9, 1, 0], [2, 8, 0], [0, 0, 10]], ece=.1)
+    names = [f'{k}-{s}' for k in LADDER for s in range(1, 6)] + ['reference-blur']
+    rows['rows'] = [on_damaged(r, names, .1) | dict(confusion=[[9, 1, 0], [2, 8, 0], [0, 0, 10]], ece=.1) for r in rows['rows']]
     write_json(folder/'report.json', rows)
     (folder/'runs'/'gradient-seed1'/'synthetic.safetensors').unlink()
     (folder/'runs'/'gradient-seed1'/'error.txt').write_text('Traceback (most recent call last):\nMemoryError: no more of it\n')

@@ -27,7 +27,7 @@ from rdd_nb.evaluation import (ARCHITECTURES, METRICS, Training, architecture_ta
                                evaluate_domains, evaluate_estimator, fit_clusters, group_metrics, interval, paired, predict,
                                predict_scores, reference_clusters, summarise, train, train_together, wilson)
 from rdd_nb.metrics import NoiseWarning
-from rdd_nb.models import MODELS
+from rdd_nb.models import MODELS, make_model
 from rdd_nb.risk import CVaR
 from rdd_nb.synthetic import SyntheticDataset
 
@@ -493,6 +493,29 @@ def test_every_named_architecture_can_be_built():
             try: Training(**changes).network(shape, 10, 0)
             except ValueError as e: failed += 1; assert '\n' not in str(e)
         assert failed == most
+
+
+@pytest.mark.parametrize('model, changes, size, words', [
+    ('convnet', dict(depth=4), 8, ('convnet', '8x8', 'at most 3')), ('convnet', dict(), 1, ('convnet', '1x1', 'at most 0')), ('convnet', dict(depth=-1), 8, ('depth=-1', 'at least 1')), ('mlp', dict(depth=-1), 8, ('depth=-1', 'at least 1')),
+    ('resnet18', dict(norm='instance'), 8, ('resnet18', '8x8', 'more than 8x8')), ('vgg11', dict(), 1, ('vgg11', '1x1', 'at least 2x2')), ('alexnet', dict(), 3, ('alexnet', '3x3', 'at least 4x4')), ('vit', dict(), 6, ('vit', '6x6', 'patch=4')),
+    *[(m, dict(), None, (m, '(5,)', 'mlp')) for m in ('convnet', 'resnet18', 'vgg11', 'alexnet', 'vit')]])
+def test_networks_too_deep_for_an_image_say_so(model, changes, size, words):
+    g = torch.Generator().manual_seed(0)
+    data = from_arrays(torch.rand(6, *((1, size, size) if size else (5,)), generator=g), torch.arange(6) % 3)
+    with pytest.raises(ValueError) as e: evaluate(data, data, Training(model, epochs=1, **changes), 1, device='cpu')
+    assert one_line(e) and all(w in str(e.value) for w in words)
+
+
+@pytest.mark.parametrize('model', MODELS)
+@pytest.mark.parametrize('size', [(4, 4), (8, 8), (8, 16), (9, 9)], ids=str)
+def test_a_network_that_can_be_built_sees_its_images(model, size):
+    "What would be normalised away is a score that is the same for all images."
+    if model == 'vit' and size != (4, 4) and size != (8, 8): pytest.skip('patches of four pixels')
+    x = torch.randn(4, 1, *size, generator=torch.Generator().manual_seed(0))
+    for norm in ('instance', 'batch', 'layer') if model in ('convnet', 'resnet18', 'vgg11') else (None,):
+        if model == 'resnet18' and norm == 'instance' and max(size) <= 8: norm = None
+        net = make_model(model, (1, *size), 3, norm=norm)
+        assert net(x).std(0).max() > 2e-5, norm
 
 
 def test_tables_have_architectures_of_their_own():

@@ -87,6 +87,41 @@ def test_chance_of_a_minimum_by_simulation(p, n):
     assert chance_of_minimum([.3], [10]) == 1
 
 
+def held(draw, trials):
+    rng = np.random.default_rng(0)
+    return np.mean([found['low'] - 1e-12 <= truth <= found['high'] + 1e-12 for found, truth in (draw(rng) for _ in range(trials))])
+
+
+# Counts come in steps, and so does coverage at one level: every repetition has levels of its own around those named
+
+@pytest.mark.parametrize('sizes, levels, statistic', [((400, 40), (.95, .95), 'balanced'), ((400, 40), (.95, .9), 'balanced'), ((400, 40), (.95, .6), 'gap'), ((40,) * 4, (.95,) * 4, 'balanced'),
+                                                      ((40,) * 10, (.9,) * 10, 'mean'), ((100, 20, 20), (.9, .9, .9), 'balanced')], ids=str)
+def test_coverage_of_the_bootstrap_over_groups_of_forty(sizes, levels, statistic):
+    strata, sizes = np.repeat(np.arange(len(sizes)), sizes), np.array(sizes)
+    def draw(rng):
+        p = np.clip(levels + rng.uniform(-.03, .03, len(sizes)), 0, .995)
+        truth = dict(balanced=p.mean(), gap=np.ptp(p), mean=p @ sizes / sizes.sum())[statistic]
+        return bootstrap((rng.random(len(strata)) < p[strata]).astype(float), strata, statistic, 500, seed=int(rng.integers(1e9))), truth
+    assert .93 <= held(draw, 1500) <= .97
+
+
+@pytest.mark.parametrize('n, shared, a, b', [(40, .9, .9, .85), (40, .5, .9, .8), (100, .9, .9, .85), (100, .9, .9, .9)])
+def test_coverage_of_the_difference_of_two_models_on_few_samples(n, shared, a, b):
+    def draw(rng):
+        (p, q), (ease, other) = (a, b) + rng.uniform(-.03, .03, 2), rng.random((2, n))
+        return bootstrap(ease < p, minus=np.where(rng.random(n) < shared, ease, other) < q, draws=500, seed=int(rng.integers(1e9))), p - q
+    assert .93 <= held(draw, 1500) <= .97
+
+
+def test_hits_alone_are_no_certainty():
+    assert bootstrap(np.ones(40))['estimate'] == 1 == bootstrap(np.ones(40))['high'] and .85 < bootstrap(np.ones(40))['low'] < .96
+    assert bootstrap(np.zeros(40))['low'] == 0 < bootstrap(np.zeros(40))['high'] < .15
+    one = np.arange(40) < 38
+    better = bootstrap(np.ones(40), minus=one)                       # better on two samples, worse on none
+    assert better['low'] < 0 < better['estimate'] == .05 < better['high'] and bootstrap(1 - one)['low'] >= 0
+    assert bootstrap(np.full(40, .5)) == dict(estimate=.5, low=.5, high=.5)      # no hits
+
+
 def test_bootstrap_of_means_is_the_normal_interval_for_many_values():
     v = np.random.default_rng(0).normal(size=1000)
     found = bootstrap(v, draws=4000)
@@ -96,12 +131,12 @@ def test_bootstrap_of_means_is_the_normal_interval_for_many_values():
 def test_strata_keep_their_sizes():
     "Values that differ between the strata but not inside them leave nothing to chance; without strata there is plenty."
     strata = np.array(['a'] * 30 + ['b'] * 3)
-    values = np.where(strata == 'a', 1., 0.)
+    values = np.where(strata == 'a', .9, .2)
     found = bootstrap(values, strata)
-    assert found['low'] == pytest.approx(30 / 33) == found['high'] == found['estimate']
+    assert [found[k] for k in ('low', 'high', 'estimate')] == pytest.approx([(30 * .9 + 3 * .2) / 33] * 3)
     alone = bootstrap(values)
     assert alone['high'] - alone['low'] > .1
-    assert bootstrap(values, strata, 'min')['estimate'] == 0 and bootstrap(values, strata, 'gap')['estimate'] == 1 and bootstrap(values, strata, 'balanced')['estimate'] == .5
+    assert [bootstrap(values, strata, s)['estimate'] for s in ('min', 'gap', 'balanced')] == pytest.approx([.2, .7, .55])
 
 
 def test_bootstrap_is_reproducible_and_small_ones_are_wider_than_the_plain_quantiles():
@@ -114,7 +149,7 @@ def test_bootstrap_is_reproducible_and_small_ones_are_wider_than_the_plain_quant
     assert bootstrap([.5]) == dict(estimate=.5, low=None, high=None) == bootstrap([.5], ['a'])
 
 
-@pytest.mark.parametrize('args, word', [(([],), 'values'), (([1, float('nan')],), 'values'), (([[1, 2]],), 'values'), (([1, 2], [0]), 'strata'), (([1, 2], None, 'median'), 'median')], ids=str)
+@pytest.mark.parametrize('args, word', [(([],), 'values'), (([1, float('nan')],), 'values'), (([[1, 2]],), 'values'), (([1, 2], [0]), 'strata'), (([1, 2], None, 'median'), 'median'), (([1, 2], None, 'mean', 9, .95, 0, [0]), 'minus')], ids=str)
 def test_bootstrap_says_what_it_cannot_use(args, word):
     with pytest.raises(ValueError, match=word) as e: bootstrap(*args)
     assert '\n' not in str(e.value)

@@ -11,8 +11,8 @@ from rdd_nb import plots
 from rdd_nb.core import write_json
 from rdd_nb.data import GroupedDataset
 from rdd_nb.evaluation import paired, summarise
-from rdd_nb.report import (chance_minimum, columns, difference, findings, frame, headline, read_comparison, sections, to_html,
-                           to_markdown, write_report)
+from rdd_nb.report import (chance_minimum, columns, damage_table, difference, findings, frame, headline, read_comparison, sections, to_html,
+                           severity_charts, to_markdown, write_report)
 from rdd_nb.synthetic import SyntheticDataset, save
 
 METHODS = ('random', 'gradient', 'rdd-target')
@@ -422,8 +422,43 @@ def test_whatever_was_measured_is_shown(tmp_path):
     page = page_of(tmp_path)
     assert {.25, .125, .375} <= set(page.numbers)
     text = ' '.join(page.text)
-    assert 'group ece, majority' in text and 'corruptions, fog, accuracy' in text
-    assert 'corruptions, fog, accuracy' in to_markdown(read_comparison(tmp_path))
+    assert 'group ece, majority' in text and 'fog' in text and 'worst group 50.0' in text
+    assert '| fog | 37.5 (worst group 50.0) |' in to_markdown(read_comparison(tmp_path))
+
+
+def on_damaged(r, names, fall):
+    "A row with accuracies under corruptions that fall by `fall` with each severity."
+    def at(name): return 1 - fall * int(name[-1]) if name[-1].isdigit() else .5
+    return r | dict(corruptions={n: dict(accuracy=r['accuracy'] * at(n), worst_group_accuracy=r['worst_group_accuracy'] * at(n), group_accuracy={}) for n in names})
+
+
+def test_the_ladder_of_corruptions_is_drawn(tmp_path):
+    names = [f'{k}-{s}' for k in ('noise', 'blur') for s in range(1, 6)] + ['reference-invert', 'shot-2']
+    write_json(tmp_path/'report.json', dict(rows=[on_damaged(row(m, s), names, fall) for m, fall in (('kmeans', .15), ('rdd-target', .1)) for s in (0, 1)] + [row('full', 0)]))
+    c = read_comparison(tmp_path)
+    (_, average), (_, each) = severity_charts(c)
+    clean = np.mean([r['accuracy'] for r in c.rows if r['method'] == 'kmeans'])
+    assert f'averaged over noise, blur. all samples: kmeans {100 * clean:.0f} % clean, {25 * clean:.0f} % at severity 5, rdd-target' in average and 'worst group: kmeans' in average
+    assert 'noise: kmeans' in each and 'blur: kmeans' in each and 'shot' not in each and 'full' not in each
+    table = damage_table(c)
+    assert [x.mean for x in table['corruption']] == ['clean', *names] and table['kmeans'][0].mean == pytest.approx(clean) and table['kmeans'][5].mean == pytest.approx(.25 * clean)
+    assert list(table) == ['corruption', 'kmeans', 'rdd-target']
+    page, text = Page(to_html(c)), to_markdown(c, tmp_path)
+    assert 'damage' in page.ids and sum('against severity' in a['aria-label'] for a in page.all('svg')) == 2
+    assert '(report_files/severity-0.png)' in text and '## Damaged images' in text and 'corruptions, noise-1' not in text
+    write_report(tmp_path)
+    assert {'severity-0.png', 'severity-1.png'} <= {p.name for p in (tmp_path/'report_files').iterdir()}
+    draw, fig = severity_charts(c)[0][0], Figure()
+    draw(fig)
+    assert [ax.get_title() for ax in fig.axes] == ['all samples', 'worst group'] and fig.axes[0].lines[0].get_ydata()[[0, 5]] == pytest.approx([clean, .25 * clean])
+
+
+@pytest.mark.parametrize('names, charts', [((), 0), (('fog',), 0), (('noise-3', 'blur-3'), 0), (('noise-1', 'noise-3'), 1), (('noise-1', 'noise-2', 'blur-1', 'blur-3'), 1)], ids=str)
+def test_corruptions_without_a_whole_ladder(tmp_path, names, charts):
+    write_json(tmp_path/'report.json', dict(rows=[on_damaged(row('kmeans', 0), names, .1)]))
+    c = read_comparison(tmp_path)
+    assert len(severity_charts(c)) == charts and ('Damaged images' in to_html(c)) == bool(names)
+    assert 'nan' not in ''.join(alt for _, alt in severity_charts(c))
 
 
 def test_a_failed_run_keeps_its_name_and_its_reason(folder):

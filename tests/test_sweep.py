@@ -1,7 +1,8 @@
 """Sweeps: what a grid means, what is refused, and that a failed or killed run costs only itself."""
-import argparse, json, os, signal, subprocess, sys, time, tomllib
+import argparse, json, os, signal, subprocess, sys, threading, time, tomllib
 from pathlib import Path
 
+import joblib
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -166,6 +167,15 @@ def test_what_all_cells_share_has_to_stay(splits, tmp_path):
 def test_impossible_sizes_are_refused_before_anything_is_written(splits, tmp_path):
     with pytest.raises(ValueError, match='ipc=1000 is more than'): run(BASE | dict(ipc=1000), splits, tmp_path/'out')
     assert not (tmp_path/'out').exists()
+
+
+@pytest.mark.parametrize('backend, where', [('threading', 'elsewhere'), ('sequential', 'here')])
+def test_the_backend_of_the_user_runs_the_cells(splits, tmp_path, monkeypatch, backend, where):
+    "Whatever joblib is told to use; what the cells leave is the same."
+    seen, attempt = [], compare._attempt
+    monkeypatch.setattr(compare, '_attempt', lambda *args: (seen.append(threading.current_thread() is threading.main_thread()), attempt(*args))[1])
+    with joblib.parallel_config(backend, n_jobs=2): found = sweep(plan(BASE | dict(seeds=2)), tmp_path/'out', device='cpu', progress=False, splits=splits)
+    assert seen == [where == 'here'] * 2 and [r['seed'] for r in found['rows']] == [0, 1]
 
 
 # The command
