@@ -330,7 +330,7 @@ def test_blocks_give_the_gradient_of_the_batch(model, monkeypatch):
 def test_where_blocks_are_used():
     from rdd_nb.evaluation import _block
     large, digits = torch.zeros(100, 1, 28, 28), torch.zeros(100, 1, 8, 8)
-    assert _block(large, Training()) == 10 and _block(digits, Training()) >= 100       # the small digits go in one piece, as ever
+    assert _block(large, Training()) == 20 and _block(digits, Training()) >= 100       # the small digits go in one piece, as ever
     for t in (Training(norm='batch'), Training(risk='cvar(tail=0.2)')): assert _block(large, t) == 100
     assert _block(torch.zeros(50, 7), Training('mlp')) == 50
 

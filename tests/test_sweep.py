@@ -4,6 +4,7 @@ from pathlib import Path
 
 import joblib
 import pytest
+import numpy as np
 import torch
 from hypothesis import given, strategies as st
 
@@ -180,10 +181,16 @@ def test_the_backend_of_the_user_runs_the_cells(splits, tmp_path, monkeypatch, b
 
 # The command
 
-def parsed(*args, **kw):
+def parsed(*args):
     parser = argparse.ArgumentParser()
-    add_command(parser.add_subparsers(), **kw)
+    add_command(parser.add_subparsers())
     return parser.parse_args(['sweep', *map(str, args)])
+
+
+def save_arrays(path):
+    "120 images in three classes, as a user's own .npz file."
+    y = np.arange(3).repeat(40)
+    np.savez(path, x=np.random.default_rng(0).random((120, 8, 8), dtype=np.float32), y=y)
 
 
 def test_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -195,21 +202,21 @@ def test_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ['grid.toml']
 
 
-def test_the_command_loads_runs_and_reports(splits, tmp_path, monkeypatch, capsys):
+def test_the_command_loads_runs_and_reports(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path('mine.toml').write_text('seeds = 1\nipc = 1\nnetworks = 1\nalso = ["kmeans"]\n[data]\nname = "mine.npz"\n[training]\nepochs = 1\nwidth = 4\n')
-    asked = []
-    a = parsed('mine.toml', '--jobs', 1, '--device', 'cpu', load=lambda **kw: (asked.append(kw), (splits, dict(name='mine.npz')))[1])
+    save_arrays('mine.npz')
+    a = parsed('mine.toml', '--jobs', 1, '--device', 'cpu')
     a.do(a)
-    assert asked == [dict(name='mine.npz', shift=None)]
-    assert json.loads(Path('mine-sweep/report.json').read_text())['config']['source'] == dict(name='mine.npz')
+    assert json.loads(Path('mine-sweep/report.json').read_text())['config']['source'] == dict(name='mine.npz', shift='none', share=.1, data_seed=0)
     assert 'mine-sweep/report.html' in capsys.readouterr().out and Path('mine-sweep/report.html').is_file()
 
 
-def test_a_failure_is_in_the_exit_of_the_command(splits, tmp_path, monkeypatch):
+def test_a_failure_is_in_the_exit_of_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path('grid.toml').write_text('seeds = 1\nipc = 2\nnetworks = 1\nalso = ["random"]\n[training]\nepochs = 1\nwidth = 4\n[settings]\nwidth = 4\n[grid]\nmethod = "distribution"\nsteps = 3\nlr = 1e38\n')
-    a = parsed('grid.toml', '--jobs', 1, '--device', 'cpu', load=lambda **kw: (splits, None))
+    save_arrays('mine.npz')
+    Path('grid.toml').write_text('seeds = 1\nipc = 2\nnetworks = 1\nalso = ["random"]\n[data]\nname = "mine.npz"\n[training]\nepochs = 1\nwidth = 4\n[settings]\nwidth = 4\n[grid]\nmethod = "distribution"\nsteps = 3\nlr = 1e38\n')
+    a = parsed('grid.toml', '--jobs', 1, '--device', 'cpu')
     with pytest.warns(UserWarning, match='failed'), pytest.raises(ValueError, match='1 of 2 runs failed, the first in grid-sweep/runs/'): a.do(a)
     assert Path('grid-sweep/report.html').is_file()
 
