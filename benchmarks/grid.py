@@ -100,7 +100,8 @@ def grid(family, name, choice):
         return lambda: replace(variant(family, risk, place, choice(*risk_at)), **changes)
     rows = {f'{name}, mean': row(None, None)}
     if family.trained and 'network' in family.places: rows[f'{name}, mean, network'] = row(None, 'network', ('uniform', 'network'))
-    if name == 'DM': rows['DM, mean, density weights'] = row(None, None, base='density')
+    if name == 'DM': rows |= {'DM, mean, density weights': row(None, None, base='density'), 'DM, mean, k-centre start': row(None, None, init='k-center'),
+                              'DM, CVaR, distance, k-centre start': row('CVaR', 'distance', init='k-center')}
     for place in family.places:
         for risk in family.risks: rows[f'{name}, {risk}, {place}'] = row(risk, place)
         if family.cells: rows[f'{name}, uniform in pixels, {place}'] = row('uniform in pixels', place, ('uniform', place))
