@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['generator', 'seeded', 'pick_device', 'atomic_write', 'write_json', 'read_json', 'read_tensors', 'Cost', 'versions']
 
-# %% ../nbs/00_core.ipynb #244d062b
-import ctypes, gc, hashlib, json, os, platform, resource, sys, time
+# %% ../nbs/00_core.ipynb #d6243e7a
+import ctypes, hashlib, json, os, platform, resource, sys, time
 from pathlib import Path
 import numpy as np
 import torch
@@ -84,10 +84,9 @@ def read_tensors(path): # (name -> tensor, name -> text)
     except (SafetensorError, OSError, ValueError, RecursionError, TypeError) as e:
         raise ValueError(f'{path}: not a readable safetensors file ({str(e).splitlines()[0] if str(e) else type(e).__name__}); was it cut short?') from None
 
-# %% ../nbs/00_core.ipynb #8d9c4c63
+# %% ../nbs/00_core.ipynb #070f811e
 def _give_back():
     "Return freed memory to the system, where the C library can (glibc), so that it does not count as in use."
-    gc.collect()
     try: ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError): pass
 
