@@ -1,6 +1,6 @@
 """Does a distilled set serve other networks than the one it was made with?
 
-    OMP_NUM_THREADS=1 python benchmarks/architectures.py      # writes benchmarks/results/architectures.json, about ten minutes
+    OMP_NUM_THREADS=1 python benchmarks/architectures.py      # writes benchmarks/results/architectures.json, about forty minutes
 
 Digits with a hidden minority, 100 images: k-means medoids, and the set that distribution matching with a risk over clusters makes
 of them with a ConvNet of two blocks. Each is given to every architecture of `rdd_nb.evaluation.ARCHITECTURES`, and to two
@@ -32,7 +32,7 @@ KEPT = 'accuracy', 'group_accuracy', 'worst_class_group_accuracy', 'error', 'tra
 def main():
     parser = options('architectures', __doc__)
     parser.add_argument('--epochs', type=int, default=60)
-    parser.add_argument('--heavy', type=int, default=1, help='seeds for ResNet-18, VGG-11, AlexNet and ViT')
+    parser.add_argument('--heavy', type=int, default=3, help='seeds for ResNet-18, VGG-11, AlexNet and ViT')
     args = parser.parse_args()
     splits, training, rows = data.load('digits'), Training(epochs=args.epochs), []
     with tempfile.TemporaryDirectory() as temporary:
