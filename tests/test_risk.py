@@ -444,6 +444,7 @@ def test_under_autocast_with_a_network():
 SYNC_FREE = FLAT + [t for t in TWO_LEVEL if t.inner.spread]
 
 
+@pytest.mark.skipif(torch.__version__.startswith('2.6'), reason='without a GPU, torch 2.6 aborts on fake CUDA tensors')
 @pytest.mark.parametrize('risk', SYNC_FREE, ids=name)
 def test_nothing_waits_for_the_device(risk):
     "On fake CUDA tensors, which have no values, every operation that would bring a value to the host raises. No GPU needed."
