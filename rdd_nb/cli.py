@@ -62,8 +62,8 @@ def do_evaluate(a):
               f'{row["worst_class_group_accuracy"]:.3f}, n = {row["worst_class_group"]["n"]}')
         for name, c in row.get('corruptions', {}).items(): print(f'  {name:26} {c["accuracy"]:.3f}')
 
-# %% ../nbs/80_cli.ipynb #28ab63e7
-DEMO = ('random', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full')
+# %% ../nbs/80_cli.ipynb #0b8ccdab
+DEMO = ('random', 'k-center', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full')
 
 def _table(report):
     "The comparison as text."
@@ -112,14 +112,14 @@ def _training_options(p, epochs=200):
     p.add_argument('--epochs', type=int, default=epochs, help='of every evaluation network (default: %(default)s)')
     p.add_argument('--networks', type=int, default=2, help='evaluation networks per synthetic set (default: %(default)s)')
 
-# %% ../nbs/80_cli.ipynb #24172bf5
+# %% ../nbs/80_cli.ipynb #e9ce84a9
 def parser() -> argparse.ArgumentParser:
     "The command line of the package."
     p = argparse.ArgumentParser(prog='rdd-nb', description='Distil a large data set into a few synthetic images that also serve its rare groups.',
                                 epilog='Start with: rdd-nb demo. Help on a command: rdd-nb distill --help.')
     p.add_argument('--version', action='version', version=f'rdd-nb {__version__}')
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    c = sub.add_parser('demo', help='compare eight methods on handwritten digits and write a report', description=do_demo.__doc__)
+    c = sub.add_parser('demo', help='compare nine methods on handwritten digits and write a report', description=do_demo.__doc__)
     c.add_argument('--out', default='rdd-demo', help='folder for runs and report (default: %(default)s)')
     c.add_argument('--seeds', type=int, default=3, help='distillation seeds (default: %(default)s)')
     c.add_argument('--ipc', type=int, default=10, help='images per class (default: %(default)s)')

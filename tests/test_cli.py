@@ -23,7 +23,7 @@ from rdd_nb.distill import METHODS
 from rdd_nb.evaluation import Training, train
 from rdd_nb.synthetic import SyntheticDataset, load, save
 
-NAMES = ['random', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full']
+NAMES = ['random', 'k-center', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full']
 RUN_FILES = {'synthetic.safetensors', 'config.json', 'metrics.jsonl', 'images.png'}
 SMALL_DEMO = ['demo', '--seeds', '1', '--steps', '2', '--epochs', '2', '--networks', '1']
 QUICK = ['--ipc', '2', '--steps', '3', '--device', 'cpu']
@@ -93,7 +93,7 @@ def test_report_json_has_the_promised_keys(report):
                           'steps', 'images', 'bytes', 'worst_class_group_accuracy', 'worst_class_group'}
         assert set(r['group_accuracy']) == set(r['group_counts']) == {'majority', 'minority'} and len(r['class_group_accuracy']) == 20
         assert all(0 <= r[k] <= 1 for k in ('accuracy', 'worst_group_accuracy', 'cluster_min_accuracy', 'worst_class_group_accuracy'))
-        assert r['seconds'] >= 0 and r['peak_mb'] >= 0 and r['images'] == (100 if r['method'] != 'full' else 1097) and r['steps'] == (2 if r['method'] in NAMES[2:7] else 0)
+        assert r['seconds'] >= 0 and r['peak_mb'] >= 0 and r['images'] == (100 if r['method'] != 'full' else 1097) and r['steps'] == (2 if r['method'] in NAMES[3:8] else 0)
     assert [s['method'] for s in report['summary']] == NAMES and all(s['n_seeds'] == 1 for s in report['summary'])
     for s in report['summary']:
         for metric in ('accuracy', 'worst_group_accuracy', 'cluster_min_accuracy', 'worst_class_group_accuracy', 'seconds', 'peak_mb'): assert set(s[metric]) == {'mean', 'low', 'high'}
