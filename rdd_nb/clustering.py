@@ -293,7 +293,27 @@ def _given(init, k, x):
     _finite(centres.square().sum(1), 'init')
     return centres
 
-# %% ../nbs/20_clustering.ipynb #d0008705
+# %% ../nbs/20_clustering.ipynb #1d6e61ea
+def _one_start(km, x, weight, centres, variance, run):
+    "Inertia, centres, nearest ids and iterations of start number `run`, from `centres` or from seeds of its own."
+    gen = _stream(km.random_state, run)
+    if centres is None: centres = x[_seeds(x, km.n_clusters, gen, weight, 0 if km.init == 'random' else None, km.chunk_mb)]
+    if km.batch_size is None: found = _lloyd(x, centres, weight, km.max_iter, km.tol * variance, km.chunk_mb)
+    else: found = _mini_batch(x, centres, weight, km.batch_size, km.max_iter, km.tol, gen, km.chunk_mb)
+    d = _squared_distance(x, *found[:2], km.chunk_mb)
+    return float((d if weight is None else d * weight).double().sum()), *found
+
+def _distances(x, centres, chunk_mb):
+    "Distance of each row to each centre, (n, k), computed in float64."
+    centres = centres.double()
+    shift = centres.mean(0)
+    c, out, n = centres - shift, x.new_empty(len(x), len(centres)), _rows(x, 4*len(centres), chunk_mb)
+    for rows, part in zip(x.split(n), out.split(n)):
+        a = rows.double() - shift
+        part.copy_((a.square().sum(1, keepdim=True) - 2 * a @ c.T + c.square().sum(1)).clamp(min=0).sqrt())
+    return out
+
+# %% ../nbs/20_clustering.ipynb #f9ea2ef4
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     "k-means with scikit-learn's interface on arrays and tensors, CPU or GPU: seeded, in bounded memory, without empty clusters, exact far from the origin."
     def __init__(self,
@@ -320,18 +340,11 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def fit(self, X, y=None, sample_weight=None):
         "Cluster the rows of `X` (n, ...); sets `cluster_centers_`, `labels_`, `inertia_`, `n_iter_`. Raises `ValueError` for NaN and more clusters than samples."
         x, back = _read(self, X, reset=True)
-        weight, k, best = _weights(sample_weight, x), self.n_clusters, None
+        weight, k = _weights(sample_weight, x), self.n_clusters
         _check(self, len(x) if weight is None else int((weight > 0).sum()))
         given = None if isinstance(self.init, str) else _given(self.init, k, x)
         x, shift, variance = _centred(x)
-        for run in range(self.n_init if given is None else 1):
-            gen = _stream(self.random_state, run)
-            centres = x[_seeds(x, k, gen, weight, 0 if self.init == 'random' else None, self.chunk_mb)] if given is None else given - shift
-            if self.batch_size is None: found = _lloyd(x, centres, weight, self.max_iter, self.tol * variance, self.chunk_mb)
-            else: found = _mini_batch(x, centres, weight, self.batch_size, self.max_iter, self.tol, gen, self.chunk_mb)
-            d = _squared_distance(x, *found[:2], self.chunk_mb)
-            inertia = float((d if weight is None else d * weight).double().sum())
-            if best is None or inertia < best[0]: best = inertia, *found
+        best = min((_one_start(self, x, weight, given - shift if given is not None else None, variance, run) for run in range(self.n_init if given is None else 1)), key=lambda found: found[0])
         self.inertia_, centres, ids, self.n_iter_ = best
         if (used := len(ids.unique())) < k:
             warnings.warn(f'{used} clusters of n_clusters={k} are in use: X has too few different rows', ConvergenceWarning, stacklevel=3)
@@ -349,13 +362,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         "Distance of each row of `X` to each centre, (n, k), computed in float64."
         check_is_fitted(self)
         x, back = _read(self, X)
-        centres = torch.as_tensor(self.cluster_centers_, device=x.device).double()
-        shift = centres.mean(0)
-        c, out, n = centres - shift, x.new_empty(len(x), len(centres)), _rows(x, 4*len(centres), self.chunk_mb)
-        for rows, part in zip(x.split(n), out.split(n)):
-            a = rows.double() - shift
-            part.copy_((a.square().sum(1, keepdim=True) - 2 * a @ c.T + c.square().sum(1)).clamp(min=0).sqrt())
-        return back(_finite(out, 'X'))
+        return back(_finite(_distances(x, torch.as_tensor(self.cluster_centers_, device=x.device), self.chunk_mb), 'X'))
 
     def score(self, X, y=None, sample_weight=None):
         "Minus the inertia of `X`, so that more is better."
