@@ -674,7 +674,7 @@ def more_measures(c: Comparison, limit=24) -> dict:
     table = {k: [cell(values.get(n)) for n in names] for k, values in list(found.items())[:limit]}
     return {'method': [Cell(n, kind='text') for n in names]} | table if table else {}
 
-# %% ../nbs/65_report.ipynb #33a20cd0
+# %% ../nbs/65_report.ipynb #5247fc06
 def group_chart(c: Comparison):
     "(draw, alt) of the bars per group."
     groups = shown_groups(c) or ['accuracy']
@@ -683,6 +683,7 @@ def group_chart(c: Comparison):
     full = next((s['method'] for s in c.summary if _base(s['method']) == 'full'), None)
     return lambda fig: plots.group_bars(c.summary, groups, c.rows, full, fig), alt
 
+# %% ../nbs/65_report.ipynb #5b43e9e5
 def difference_charts(c: Comparison) -> list: # of (title, differences)
     "Paired differences on the hardest group: with the risk against without, and all against k-means and against all real data."
     group, names = focus(c), [s['method'] for s in c.summary]
@@ -703,6 +704,7 @@ def _forest_chart(c, differences):
     alt = f'Paired {label}: ' + '; '.join(f"{d['method']} minus {d['baseline']} {_points(d['difference'])}" + (f" ({_points(d['low'])} to {_points(d['high'])})" if _number(d.get('low')) is not None and _number(d.get('high')) is not None else '') for d in differences) + '.'
     return draw, alt
 
+# %% ../nbs/65_report.ipynb #c1d10c88
 def cost_chart(c: Comparison):
     "(draw, alt) of what the methods cost, or None where no file tells."
     table = cost_table(c)
@@ -712,6 +714,7 @@ def cost_chart(c: Comparison):
     alt = 'Bars of cost. ' + ' '.join(f'{h}: ' + ', '.join(f'{n} {v:,.3g}' for n, v in values.items()) + '.' for h, values in costs.items())
     return lambda fig: plots.cost_bars(costs, fig), alt
 
+# %% ../nbs/65_report.ipynb #cddb6dd3
 def damaged(c: Comparison) -> dict: # {corruption: {method: (accuracy, that of the worst group)}}, means over the rows
     "What the rows say about damaged test images, with 'clean' first; empty where none was measured."
     found = {}
@@ -730,6 +733,7 @@ def _ladder(c):
     nothing = math.nan, math.nan
     return {k: {m: [clean] + [at.get(s, {}).get(m, nothing) for s in range(1, top + 1)] for m, clean in found['clean'].items() if any(m in v for v in at.values())} for k, at in levels.items() if len(at) > 1}
 
+# %% ../nbs/65_report.ipynb #f5e5cf93
 def severity_charts(c: Comparison) -> list: # of (draw, alt): the averages, then the worst group under each corruption
     "Accuracy against the severity of corruptions; empty where no corruption was measured at two severities."
     ladder, each = _ladder(c), []
@@ -742,12 +746,14 @@ def severity_charts(c: Comparison) -> list: # of (draw, alt): the averages, then
     def alt(panels): return ' '.join(f'{title}: ' + ', '.join(f'{m} {100 * v[0]:.0f} % clean, {100 * v[-1]:.0f} % at severity {len(v) - 1}' for m, v in lines.items()) + '.' for title, lines in panels.items())
     return [(lambda fig, panels=panels: plots.severity_curves(panels, fig), f'{what} {alt(panels)}'.replace('nan %', 'not known')) for panels, what in each if panels]
 
+# %% ../nbs/65_report.ipynb #5c766180
 def damage_table(c: Comparison) -> dict:
     "Accuracy under every corruption that was measured, below it that of the worst group."
     found, names = damaged(c), [s['method'] for s in c.summary]
     def cell(v): return Cell(_number(v[0]), note='' if _number(v[1]) is None or not focus(c) else f'worst group {100 * v[1]:.1f}')
     return {'corruption': [Cell(k, kind='text') for k in found]} | {m: [cell(found[k].get(m, (None, None))) for k in found] for m in names if any(m in v for v in found.values())} if found else {}
 
+# %% ../nbs/65_report.ipynb #6a1e8ea4
 def curve_chart(c: Comparison):
     "(draw, alt) of the learning curves, or None where no run has recorded a loss."
     curves, order = {}, [s['method'] for s in c.summary]
