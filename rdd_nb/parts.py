@@ -43,11 +43,12 @@ def one_of(name, value, allowed):
     hint = f' (did you mean {near[0]!r}?)' if near else ''
     raise ValueError(f"{name}={shown(value)} is not known{hint}; choose from {', '.join(map(str, allowed))}")
 
-# %% ../nbs/02_parts.ipynb #8f22834a
+# %% ../nbs/02_parts.ipynb #fda471e8
 class Part:
     "A piece of a method. Subclass a kind (`Risk`, `Prior`, `Objective`, `Clustering`, `Selection`) to add your own."
     known = {}        # parts of this kind by lower-case name
     kind = 'part'     # what messages call it
+    unsaid = ()       # settings that do not belong to its identity, such as the name of a cache file
 
     def __init_subclass__(cls, kind=None, names=(), abstract=False, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -63,10 +64,11 @@ class Part:
         "Called after a text is read; a part that can be half finished raises `ValueError` here."
         return self
 
-# %% ../nbs/02_parts.ipynb #99666e4c
+# %% ../nbs/02_parts.ipynb #ff430899
 def _repr(self):
     default = {k: p.default for k, p in inspect.signature(type(self)).parameters.items()}
-    said = ', '.join(f'{k}={v!r}' for k, v in self.settings.items() if type(v) is not type(default[k]) or v != default[k])
+    said = ', '.join(f'{k}={v!r}' for k, v in self.settings.items()
+                     if k not in self.unsaid and (type(v) is not type(default[k]) or v != default[k]))
     return f'{type(self).__name__}({said})'
 
 Part.__repr__ = _repr
@@ -126,7 +128,7 @@ def _replace(self, **changes):
 
 Part.replace = _replace
 
-# %% ../nbs/02_parts.ipynb #26656c21
+# %% ../nbs/02_parts.ipynb #7d9915a0
 @dataclass
 class Setup:
     "What a part may use before the first step."
@@ -134,13 +136,13 @@ class Setup:
     y: Tensor                        # (n,) their classes, 0 to n_classes - 1
     n_classes: int
     seed: int = 0
-    ipc: int = 1                     # real samples of each class to start from
     network: Callable | None = None  # network(*keys): a freshly drawn network on the device, a function of seed and keys
     train: Callable | None = None    # train(net, steps, *keys, lr=None, plain=False): on real samples; under the risk where it acts there, unless plain
     clusters: Callable | None = None # clusters(index): cluster of each real sample in `index`
     p: Tensor | None = None          # (n,) base weights of the real samples; None: equal
     risk: object | None = None       # the method's risk measure
     risk_at: str | None = None       # where it acts: 'network', 'target' or 'distance'
+    progress: bool = False           # show a bar for what takes long
+    ipc: int = 1                     # real samples of each class to start from
     group: Tensor | None = None      # (n,) group labels, for parts that say they see them
     start: tuple | None = None       # samples (m, ...) and classes (m,) to start from, for clusters around them
-    progress: bool = False           # show a bar for what takes long
