@@ -1,4 +1,4 @@
-"""k-means on one thread: `rdd_nb.clustering.KMeans` beside scikit-learn, faiss and fast-pytorch-kmeans, in one run.
+"""k-means on one thread: `rdd_nb.kmeans.KMeans` beside scikit-learn, faiss and fast-pytorch-kmeans, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/clustering.py                 # about three minutes, writes benchmarks/results/clustering.json
     OMP_NUM_THREADS=1 python benchmarks/clustering.py --n 5000 --out /tmp/small.json
@@ -22,8 +22,8 @@ import sklearn.cluster
 import torch
 from threadpoolctl import threadpool_limits
 
-from rdd_nb import clustering
-from rdd_nb.clustering import KMeans, assign_nearest
+from rdd_nb import kmeans
+from rdd_nb.kmeans import KMeans, assign_nearest
 from rdd_nb.core import generator, versions, write_json
 
 CONFIGS = [dict(d=512, k=100, iterations=10), dict(d=512, k=500, iterations=5), dict(d=2048, k=100, iterations=5), dict(d=2048, k=500, iterations=3)]
@@ -75,7 +75,7 @@ def floor(x, init, iterations):
     k, half = len(init), init.square().sum(1)[:, None] / 2
     def products():
         for _ in range(iterations + 1):
-            for rows in x.split(clustering._rows(x, k, 64)): torch.addmm(half, init, rows.T, alpha=-1)
+            for rows in x.split(kmeans._rows(x, k, 64)): torch.addmm(half, init, rows.T, alpha=-1)
     return min(cpu_time(products)[0] for _ in range(2))
 
 
@@ -124,7 +124,7 @@ def seeding(n, fast, d=512, k=100):
     x = data(n, d)
     X = x.numpy()
     ways = {'random samples': lambda: x[torch.randperm(n, generator=generator(0, 'random seeds'))[:k]],
-            'rdd_nb': lambda: x[clustering._seeds(x, k, generator(0, 'seeds'))],
+            'rdd_nb': lambda: x[kmeans._seeds(x, k, generator(0, 'seeds'))],
             'scikit-learn': lambda: sklearn.cluster.kmeans_plusplus(X, k, random_state=0)[0]}
     if fast:
         from fast_pytorch_kmeans.init_methods import init_methods
@@ -149,17 +149,17 @@ def tricks(n, d=512, k=100, iterations=10):
             skipped.append(round(float((upper < torch.maximum(lower, half[ids])).float().mean()), 4))
             moved.append(round(float((ids != near).float().mean()), 4))
         ids = near
-        new = clustering._cells(x, centres, None, 64)
+        new = kmeans._cells(x, centres, None, 64)
         new = (new[1] / new[2].clamp(min=1)[:, None]).float()
         shift = (new - centres).norm(dim=1)
         upper, lower, centres = two[:, 0] + shift[ids], two[:, 1] - shift.max(), new
     half, parts = centres.square().sum(1)[:, None] / 2, list(zip(x.split(384), ids.split(384)))
     total = torch.zeros_like(centres)
     ways = {'products': lambda: [torch.addmm(half, centres, rows.T, alpha=-1) for rows, _ in parts],
-            'products and nearest': lambda: clustering._nearest(x, centres, 64),
-            'products, nearest and sums by index': lambda: clustering._cells(x, centres, None, 64),
+            'products and nearest': lambda: kmeans._nearest(x, centres, 64),
+            'products, nearest and sums by index': lambda: kmeans._cells(x, centres, None, 64),
             'sums by index alone': lambda: [total.index_add_(0, near, rows) for rows, near in parts],
-            'sums by indicator product alone': lambda: [clustering._add_by_product(total, rows, near, None) for rows, near in parts],
+            'sums by indicator product alone': lambda: [kmeans._add_by_product(total, rows, near, None) for rows, near in parts],
             'sums of sorted rows alone': lambda: torch.segment_reduce(x[ids.argsort()], 'sum', lengths=ids.bincount(minlength=k))}
     return dict(n=n, d=d, k=k, skipped=skipped, moved=moved, one_pass={name: round(min(cpu_time(way)[0] for _ in range(3)), 4) for name, way in ways.items()})
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from rdd_nb import data
-from rdd_nb.clustering import class_medoids
+from rdd_nb.coresets import class_medoids
 from rdd_nb.core import generator, read_json, versions, write_json
 from rdd_nb.evaluation import Training, evaluate, predict, train, train_together
 from rdd_nb.models import HalfSize

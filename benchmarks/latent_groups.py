@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import adjusted_rand_score
 
-from rdd_nb.clustering import class_kmeans_ids, random_per_class
+from rdd_nb.coresets import class_kmeans_ids, random_per_class
 from rdd_nb.core import generator, versions, write_json
 from rdd_nb.data import load
 from rdd_nb.models import make_model

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from rdd_nb import data
-from rdd_nb.clustering import random_per_class
+from rdd_nb.coresets import random_per_class
 from rdd_nb.core import generator, read_json, versions, write_json
 from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import Method, distill

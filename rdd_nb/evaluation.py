@@ -27,7 +27,7 @@ from .core import Cost, generator, pick_device
 from .data import GroupedDataset
 from .models import in_chunks, make_model
 from .augment import augment
-from .clustering import KMeans, assign_nearest
+from .kmeans import KMeans, assign_nearest
 from .corruptions import as_corruptions
 from .intervals import METRICS, bootstrap, check_comparable, interval, paired, recipe_differences, summarise, variance_components, wilson
 from .metrics import GroupFrame, NoiseWarning, group_metrics, notes, population_shares, summary_metrics, tidy

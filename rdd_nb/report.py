@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from . import plots
-from .clustering import assign_nearest
+from .kmeans import assign_nearest
 from .core import atomic_write, read_json, versions
 from .evaluation import Training, train
 from .intervals import METRICS, interval, paired, recipe_differences, summarise

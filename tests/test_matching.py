@@ -11,7 +11,8 @@ from torch import nn
 
 import rdd_nb.distill
 import rdd_nb.matching
-from rdd_nb.clustering import assign_nearest, class_kmeans_ids
+from rdd_nb.coresets import KMeansSelection, class_kmeans_ids
+from rdd_nb.kmeans import assign_nearest
 from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import METHODS, Distiller, Method
 from rdd_nb.matching import Batch, Cells, DistributionMatching, GradientMatching, blocks, cell_gradients, class_weights, within_cells
@@ -508,7 +509,7 @@ def test_a_cluster_of_one_counts_as_much_as_one_of_many(monkeypatch, place, kind
 @pytest.mark.parametrize('place, risk', [('target', TwoLevel(Mean(), Mean())), ('distance', Mean())])
 def test_the_step_follows_a_cluster_of_one(monkeypatch, place, risk, kind):
     "Nudge the rare sample: with equal weight for every cluster the step follows it, in plain matching it hardly does."
-    monkeypatch.setattr(rdd_nb.distill, 'choose', lambda *a, **k: torch.tensor([1, 2, 3, 25, 26, 27]))      # none of the rare ones
+    monkeypatch.setattr(KMeansSelection, 'rows', lambda self, d: torch.tensor([1, 2, 3, 25, 26, 27]))      # none of the rare ones
     def effect(risk):
         steps = []
         for rare in (RARE, RARE + .05):

@@ -1,4 +1,4 @@
-"""What is no lesson about `rdd_nb.clustering`: oracles, properties and inputs that break a naive implementation."""
+"""What is no lesson about `rdd_nb.kmeans`: oracles, properties and inputs that break a naive implementation."""
 import numpy as np
 import pandas as pd
 import pickle
@@ -11,10 +11,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from rdd_nb import clustering
-from rdd_nb.clustering import (KMeans, assign_balanced, assign_nearest, cell_mass, class_kmeans_ids, class_medoids, herding,
-                               k_center_greedy, random_per_class)
+from rdd_nb import kmeans
+from rdd_nb.coresets import class_medoids, k_center_greedy, random_per_class
 from rdd_nb.core import generator
+from rdd_nb.kmeans import KMeans, assign_balanced, assign_nearest, cell_mass
 
 
 def blobs(seed, n=1000, d=20, k=10, spread=2., offset=0.):
@@ -280,56 +280,12 @@ def test_zero_weight_is_absence():
     with pytest.raises(ValueError, match='n_clusters=201 is more than n_samples=200'): KMeans(201).fit(x, sample_weight=w)
 
 
-# Choosing samples
-
-@settings(deadline=None, max_examples=20)
-@given(st.integers(1, 4), st.integers(1, 12), st.integers(0, 30), st.booleans())
-def test_chosen_samples_are_distinct_and_of_their_class(n_classes, ipc, more, copies):
-    y = torch.arange(n_classes * (ipc + more)) % n_classes
-    x = torch.zeros(len(y), 3) if copies else torch.randn(len(y), 3, generator=generator(ipc, more))
-    for chosen in (random_per_class(y, ipc), class_medoids(x, y, ipc), herding(x, y, ipc), k_center_greedy(x, y, ipc)):
-        assert torch.equal(y[chosen], torch.arange(n_classes).repeat_interleave(ipc)) and len(chosen.unique()) == len(chosen)
-
-
-def test_medoid_is_the_sample_nearest_to_the_centre():
-    x = blobs(0, n=300)
-    chosen = class_medoids(x, torch.zeros(300).long(), 6, seed=2)
-    centres = KMeans(6, random_state=generator(2, 'class_medoids', 0)).fit(x).cluster_centers_
-    assert torch.equal(chosen, exact(x, centres).argmin(0))
-
-
-def test_herding_keeps_the_mean_better_than_chance():
-    x, y = blobs(0, n=300), torch.zeros(300).long()
-    gap = lambda i: (x[i].mean(0) - x.mean(0)).norm()
-    assert gap(herding(x, y, 20)) < .5 * min(gap(random_per_class(y, 20, s)) for s in range(20))
-
-
-def test_k_center_is_within_twice_the_best_radius():
-    x = torch.randn(9, 2, generator=generator(3))
-    radius = lambda i: exact(x, x[list(i)]).min(1).values.max().sqrt()
-    import itertools
-    best = min(radius(i) for i in itertools.combinations(range(9), 3))
-    for seed in range(9): assert radius(k_center_greedy(x, torch.zeros(9).long(), 3, seed).tolist()) <= 2 * best + 1e-6
-
-
-def test_errors_name_class_and_counts():
-    y = torch.tensor([0]*5 + [2]*9)
-    with pytest.raises(ValueError, match='class 1 has no samples: expected at least 3 in each of the classes 0 to 2, of 14 samples in all'): random_per_class(y, 3)
-    with pytest.raises(ValueError, match='ipc=7 is more than the 5 samples of class 0'): random_per_class(y.clamp(max=1), 7)
-    with pytest.raises(ValueError, match='class 3 has no samples'): class_kmeans_ids(blobs(0, n=14), torch.arange(14) % 3, 2, n_classes=4)
-    with pytest.raises(ValueError, match='y has 14 labels: expected 15'): class_medoids(blobs(0, n=15), y, 3)
-    with pytest.raises(ValueError, match='ipc=0'): random_per_class(y, 0)
-    with pytest.raises(ValueError, match='k=6 is more than the 5 samples of class 0'): class_kmeans_ids(blobs(0, n=14), y.clamp(max=1), 6)
-    for labels in (y - 1, y.float(), y[:, None], []):
-        with pytest.raises(ValueError, match='y has shape'): random_per_class(labels, 3)
-
-
 def test_sums_by_product_are_the_sums():
     "The GPU's way to add up clusters, run here on the CPU."
     x, w = blobs(0), torch.rand(1000, generator=generator(0))
-    ids, total, mass = clustering._cells(x, x[:7], w, 64)
+    ids, total, mass = kmeans._cells(x, x[:7], w, 64)
     other = torch.zeros(7, 20)
-    torch.testing.assert_close(clustering._add_by_product(other, x, ids, w), mass, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(kmeans._add_by_product(other, x, ids, w), mass, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(other.double(), total, rtol=1e-5, atol=1e-4)
 
 
@@ -353,72 +309,3 @@ def test_cuda_agrees():
     y, cy = torch.arange(5000) % 5, torch.arange(50) % 5
     for f in (assign_nearest, assign_balanced): assert (f(x, x[:50], y, cy)[0] == f(x.cuda(), x[:50].cuda(), y, cy)[0].cpu()).float().mean() > .999
     assert torch.equal(class_medoids(x, y, 4), class_medoids(x.cuda(), y.cuda(), 4))
-
-
-# Choices and weights
-
-@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=8), share=st.floats(.01, 1))
-def test_places_are_within_one_of_the_share(sizes, share):
-    sizes, n = torch.tensor(sizes), max(1, int(share * sum(sizes)))
-    places = torch.tensor(clustering._places(sizes, n))
-    assert places.sum() == n and (places <= sizes).all()
-    assert ((places - n * sizes / sizes.sum()).abs() < 1 + 1e-6).all()
-
-
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), ipc=st.integers(1, 12), n_groups=st.integers(1, 5))
-def test_group_balanced_is_as_equal_as_there_are_samples(seed, ipc, n_groups):
-    gen = generator(seed, 'groups')
-    y = torch.randint(3, (120,), generator=gen)
-    group = (torch.rand(120, generator=gen)**3 * n_groups).long()
-    chosen = clustering.group_balanced_per_class(y, group, ipc, seed)
-    assert torch.equal(y[chosen], torch.arange(3).repeat_interleave(ipc)) and len(chosen.unique()) == 3 * ipc
-    for c in range(3):
-        got = group[chosen[y[chosen] == c]].bincount(minlength=n_groups)
-        there = group[y == c].bincount(minlength=n_groups)
-        unfilled = got[got < there]                      # groups that could have given more got as many as any, to within one
-        assert len(unfilled) == 0 or unfilled.min() >= got.max() - 1
-
-
-def test_choices_depend_on_the_seed_and_on_nothing_else():
-    x, y = blobs(0, n=300), torch.arange(300) % 3
-    for how in clustering.CHOICES:
-        one = clustering.choose(how, x, y, 5, 1, group=y * 0)
-        torch.manual_seed(3)
-        assert torch.equal(one, clustering.choose(how, x, y, 5, 1, group=y * 0))
-        assert how == 'herding' or not torch.equal(one, clustering.choose(how, x, y, 5, 2, group=y * 0))
-    assert torch.equal(clustering.choose('herding', x, y, 5), herding(x, y, 5))
-    assert torch.equal(clustering.choose('k-center', x, y, 5, 4), k_center_greedy(x, y, 5, 4))
-
-
-def test_stratified_with_more_and_fewer_clusters_than_places():
-    x, y = blobs(1, n=200), torch.arange(200) % 2
-    for k in (1, 2, 30):
-        chosen = clustering.stratified_per_class(x, y, 6, k=k)
-        assert torch.equal(y[chosen], torch.arange(2).repeat_interleave(6)) and len(chosen.unique()) == 12
-    with pytest.raises(ValueError, match='k=150 is more than the 100 samples of class 0'): clustering.stratified_per_class(x, y, 6, k=150)
-
-
-@pytest.mark.parametrize('bandwidth', [.5, 3., 20.])
-@pytest.mark.parametrize('offset', [0., 1000.])
-def test_density_weights_against_scikit_learn(bandwidth, offset):
-    from sklearn.neighbors import KernelDensity
-    x, y = blobs(2, n=300, offset=offset).double(), torch.arange(300) % 3
-    p = clustering.density_weights(x, y, bandwidth, chunk_mb=.02)
-    for c in range(3):
-        own = x[y == c].numpy()
-        score = KernelDensity(bandwidth=bandwidth).fit(own).score_samples(own)
-        expected = np.exp(-(score - score.min()))
-        np.testing.assert_allclose(p[y == c].numpy(), expected / expected.sum(), rtol=1e-4)
-
-
-def test_density_weights_are_bounded_and_see_features():
-    x, y = torch.cat([torch.zeros(99, 3), torch.full((1, 3), 50.)]), torch.zeros(100, dtype=torch.long)
-    p = clustering.density_weights(x, y, 1.)
-    assert p[99] / p[0] == pytest.approx(99, rel=1e-4)              # alone, against 99 copies
-    x, y = blobs(4, n=100), torch.arange(100) % 2
-    assert torch.allclose(clustering.density_weights(x, y, 3., features=lambda x: x * 3), clustering.density_weights(x * 3, y, 3.))
-    one = clustering.density_weights(x[:3], torch.tensor([0, 1, 1]))
-    assert one[0] == 1 and torch.allclose(one[1:], torch.tensor([.5, .5]))
-    with pytest.raises(ValueError, match='y has 99 labels'): clustering.density_weights(x, y[1:])
-    with pytest.raises(ValueError, match='bandwidth=nan'): clustering.density_weights(x, y, float('nan'))
