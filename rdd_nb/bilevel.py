@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 from torch.func import functional_call
-from .matching import Objective, cell_risk, within_cells
+from fastcore.basics import patch
+from .matching import Objective, feature_rows, within_clusters
 from .models import in_chunks
+from .parts import number, one_of, whole
 
 # %% ../nbs/37_bilevel.ipynb #fffcfbdb
 def _shares(weights, like):
@@ -22,6 +24,11 @@ def _shares(weights, like):
     if w.shape != (len(like),) or not (w >= 0).all() or not w.sum() > 0:
         raise ValueError(f'weights: got shape {tuple(w.shape)}, expected {len(like)} non-negative numbers, not all zero')
     return w / w.sum()
+
+def _ridge(regularisation, variance, size, relative):
+    "What is added to the diagonal; above rounding errors also where all features are alike and the variance is 0."
+    floor = (1e-12 * size.detach()).clamp(min=1e-30)
+    return torch.maximum(regularisation * variance, floor) if relative else regularisation
 
 def ridge_fit(
     features: Tensor,              # (m, d)
@@ -34,7 +41,7 @@ def ridge_fit(
     f,y,w = features.double(),targets.double(),_shares(weights, features)
     centre,level = w @ f,w @ y
     f,y = (f - centre) * w.sqrt()[:, None],(y - level) * w.sqrt()[:, None]
-    ridge = regularisation * (f.square().sum() if relative else 1)
+    ridge = _ridge(regularisation, f.square().sum(), features.double().square().mean(), relative)
     eye = torch.eye(min(f.shape), dtype=f.dtype, device=f.device)
     if f.shape[1] <= f.shape[0]: W = torch.linalg.solve(f.T @ f + ridge * eye, f.T @ y)
     else: W = f.T @ torch.linalg.solve(f @ f.T + ridge * eye, y)
@@ -56,7 +63,7 @@ def kernel_ridge(
     K = K - row[:, None] - row + w @ row
     r = w.sqrt()
     A = r[:, None] * K * r
-    ridge = regularisation * (A.diagonal().sum() if relative else 1)
+    ridge = _ridge(regularisation, A.diagonal().sum(), inner.double().diagonal().mean(), relative)
     level = w @ y
     dual = torch.linalg.solve(A + ridge * torch.eye(len(A), dtype=A.dtype, device=A.device), r[:, None] * (y - level))
     return (O @ (r[:, None] * dual) + level).to(targets.dtype)
@@ -79,33 +86,28 @@ def median_gamma(x: Tensor, most: int = 500):
     return 1 / middle.clamp(min=torch.finfo(x.dtype).tiny)
 
 # %% ../nbs/37_bilevel.ipynb #a2dbccc2
-class Bilevel(Objective):
+class Bilevel(Objective, abstract=True):
     "The risk of the real samples' losses under the model that is learned from the synthetic ones; a subclass defines `losses`."
     uses_labels = True
-    def losses(
-        self,
-        net,           # the loop's network
-        batch,         # a `rdd_nb.matching.Batch`
-    ) -> Tensor: # (n,) differentiable in `batch.sx` and `batch.soft`
-        "Losses of the real samples under the model that is learned from the synthetic ones."
-        raise NotImplementedError(f'{type(self).__name__} does not say what the losses are')
+    def losses(self, net, batch) -> Tensor: # (n,) differentiable in `batch.sx` and `batch.soft`
+        "Losses of the real samples of a `rdd_nb.matching.Batch` under the model that is learned from the synthetic ones."
+        raise NotImplementedError(f'{type(self).__name__} does not say what its losses are')
 
     def loss(self, net, batch, risk=None, risk_at=None):
-        losses,c,cells = self.losses(net, batch),batch.n_classes,batch.cells
-        if risk_at == 'distance':
-            inside = within_cells(cells.real, len(cells.owner), batch.p).to(losses.dtype)
-            means = torch.zeros(len(cells.owner), dtype=losses.dtype, device=losses.device).index_add(0, cells.real, inside * losses)
-            value,q = cell_risk(means, risk, cells, c, batch.p)
-        else: value,q = _by_class(losses, batch, risk if risk_at == 'target' else None)
-        return value / c, q
+        losses, c = self.losses(net, batch), batch.clusters
+        if risk_at != 'distance': value, q = _by_class(losses, batch, risk if risk_at == 'target' else None)
+        else:
+            inside = within_clusters(c.real, len(c.owner), batch.p).to(losses.dtype)
+            value, q = batch.risk_of(inside.new_zeros(len(c.owner)).index_add(0, c.real, inside * losses), risk)
+        return value / batch.n_classes, q
 
 # %% ../nbs/37_bilevel.ipynb #920914c8
 def _by_class(losses, batch, risk):
     "Sum over classes of the risk (None: mean) inside each, and the weights of the samples, adding up to 1 in each class."
-    p = within_cells(batch.y, batch.n_classes, batch.p).to(losses.dtype)
+    p = within_clusters(batch.y, batch.n_classes, batch.p).to(losses.dtype)
     if risk is None: return (p * losses).sum(), p
-    ids = batch.cells.real if batch.cells else torch.zeros_like(batch.y)
-    value,weights = 0.,[]
+    ids = batch.clusters.real if batch.clusters else torch.zeros_like(batch.y)
+    value, weights = 0., []
     for l, b, g in zip(*(v.split(batch.sizes) for v in (losses, p, ids))):
         if not len(l): continue
         weights.append(risk.weights(l, b, g))
@@ -113,7 +115,7 @@ def _by_class(losses, batch, risk):
     return value, torch.cat(weights)
 
 # %% ../nbs/37_bilevel.ipynb #d60fb5cb
-class KernelRidge(Bilevel):
+class KernelRidge(Bilevel, names=('kernel',)):
     "Ridge regression from the synthetic set in closed form (in the manner of KIP, Nguyen et al. 2021, and FRePo, Zhou et al. 2022)."
     def __init__(self,
         kernel='features',    # features, linear or rbf
@@ -122,11 +124,14 @@ class KernelRidge(Bilevel):
         temperature=.1,       # of the scores under cross-entropy
         gamma=None,           # one over the squared width of the rbf; None: from the median distance of real samples
     ):
-        if kernel not in ('features', 'linear', 'rbf'): raise ValueError(f'kernel={kernel!r} is not known; choose from features, linear, rbf')
-        if criterion not in ('squared', 'cross-entropy'): raise ValueError(f'criterion={criterion!r} is not known; choose from squared, cross-entropy')
-        for name, value in dict(regularisation=regularisation, temperature=temperature, gamma=1. if gamma is None else gamma).items():
-            if not value > 0: raise ValueError(f'{name}: got {value!r}, expected a number above 0')
-        self.kernel,self.regularisation,self.criterion,self.temperature,self.gamma = kernel,regularisation,criterion,temperature,gamma
+        self.kernel = one_of('kernel', kernel, ('features', 'linear', 'rbf'))
+        self.criterion = one_of('criterion', criterion, ('squared', 'cross-entropy'))
+        self.regularisation = number('regularisation', regularisation, open_low=True)
+        self.temperature = number('temperature', temperature, open_low=True)
+        self.gamma = gamma if gamma is None else number('gamma', gamma, open_low=True)
+
+    @property
+    def uses_network(self): return self.kernel == 'features'
 
     def begin(self, setup):
         if self.kernel != 'rbf' or self.gamma is not None: return self
@@ -134,34 +139,27 @@ class KernelRidge(Bilevel):
         ready.width = median_gamma(setup.x)
         return ready
 
-    def __repr__(self): return _as_typed(self, kernel='features', regularisation=1e-3, criterion='squared', temperature=.1, gamma=None)
-
-def _as_typed(objective, **defaults):
-    "The call that makes this objective: settings that are not the default."
-    return f"{type(objective).__name__}({', '.join(f'{k}={getattr(objective, k)!r}' for k, v in defaults.items() if getattr(objective, k) != v)})"
-
 # %% ../nbs/37_bilevel.ipynb #693f6fe8
-def _scores(self, net, batch):
-    "Predictions (n, n_classes) for the real samples, from the synthetic ones."
+@patch
+def scores(self: KernelRidge, net, batch) -> Tensor: # (n, n_classes)
+    "Predictions for the real samples, from the synthetic ones."
     if self.kernel == 'features':
-        if not callable(getattr(net, 'features', None)):
-            raise ValueError(f"net: {type(net).__name__} has no method `features`, expected a rdd_nb.models.Classifier, or kernel='linear' or 'rbf'")
-        with torch.no_grad(): x = in_chunks(net.features, batch.x)
+        real = feature_rows(net, batch.x)
         s = in_chunks(net.features, batch.sx)
-    else: x,s = batch.x.flatten(1),batch.sx.flatten(1)
+    else: real, s = batch.x.flatten(1), batch.sx.flatten(1)
+    targets = batch.targets.to(s.dtype)
     if self.kernel == 'rbf':
         gamma = self.gamma if self.gamma is not None else getattr(self, 'width', None)
         if gamma is None: gamma = median_gamma(batch.x)
-        return kernel_ridge(rbf(s, s, gamma), rbf(x, s, gamma), batch.targets.to(s.dtype), None, self.regularisation)
-    W,b = ridge_fit(s, batch.targets.to(s.dtype), None, self.regularisation)
-    return x @ W + b
+        return kernel_ridge(rbf(s, s, gamma), rbf(real, s, gamma), targets, None, self.regularisation)
+    W, b = ridge_fit(s, targets, None, self.regularisation)
+    return real @ W + b
 
-def _ridge_losses(self, net, batch):
-    scores = _scores(self, net, batch)
+@patch
+def losses(self: KernelRidge, net, batch):
+    scores = self.scores(net, batch)
     if self.criterion == 'squared': return (scores - F.one_hot(batch.y, batch.n_classes)).square().sum(1)
     return F.cross_entropy(scores / self.temperature, batch.y, reduction='none')
-
-KernelRidge.scores,KernelRidge.losses = _scores,_ridge_losses
 
 # %% ../nbs/37_bilevel.ipynb #01bd666c
 class _Again(torch.autograd.Function):
@@ -188,32 +186,31 @@ class Unrolled(Bilevel):
         lr=.05,           # their size, at the start
         checkpoint=True,  # compute steps again on the way back instead of remembering them
     ):
-        if not isinstance(steps, int) or steps < 1: raise ValueError(f'steps: got {steps!r}, expected a whole number of at least 1')
-        if not lr > 0: raise ValueError(f'lr: got {lr!r}, expected a number above 0')
-        self.steps,self.lr,self.checkpoint = steps,lr,checkpoint
+        self.steps, self.lr = whole('steps', steps), number('lr', lr, open_low=True)
+        self.checkpoint = one_of('checkpoint', checkpoint, (False, True))
 
     def begin(self, setup):
         ready = copy.copy(self)
         ready.learnable = (torch.tensor(self.lr, device=setup.x.device).log().requires_grad_(True),)
         return ready
 
-    def trained(self, net, batch) -> dict:
-        "Parameters after the steps, by name."
-        names,theta = zip(*((k, p.detach()) for k, p in net.named_parameters()))
-        log_lr = self.learnable[0] if self.learnable else torch.tensor(self.lr, device=batch.x.device).log()
-        def step(sx, targets, log_lr, *theta):
-            differentiable = torch.is_grad_enabled()
-            with torch.enable_grad():
-                theta = [p if p.requires_grad else p.requires_grad_(True) for p in theta]
-                loss = F.cross_entropy(functional_call(net, dict(zip(names, theta)), (sx,)), targets)
-                g = torch.autograd.grad(loss, theta, create_graph=differentiable)
-            return tuple(p - log_lr.exp() * d for p, d in zip(theta, g))
-        inputs = batch.sx,batch.targets.to(batch.sx.dtype),log_lr.to(batch.sx.dtype)
-        for _ in range(self.steps): theta = _Again.apply(step, *inputs, *theta) if self.checkpoint else step(*inputs, *theta)
-        return dict(zip(names, theta))
-
     def losses(self, net, batch):
         theta = self.trained(net, batch)
         return F.cross_entropy(in_chunks(lambda x: functional_call(net, theta, (x,)), batch.x), batch.y, reduction='none')
 
-    def __repr__(self): return _as_typed(self, steps=5, lr=.05, checkpoint=True)
+# %% ../nbs/37_bilevel.ipynb #55c5631a
+@patch
+def trained(self: Unrolled, net, batch) -> dict: # parameters by name
+    "Parameters after the steps."
+    names, theta = zip(*((k, p.detach()) for k, p in net.named_parameters()))
+    log_lr = self.learnable[0] if self.learnable else torch.tensor(self.lr, device=batch.x.device).log()
+    def step(sx, targets, log_lr, *theta):
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            theta = [p if p.requires_grad else p.requires_grad_(True) for p in theta]
+            loss = F.cross_entropy(functional_call(net, dict(zip(names, theta)), (sx,)), targets)
+            g = torch.autograd.grad(loss, theta, create_graph=differentiable)
+        return tuple(p - log_lr.exp() * d for p, d in zip(theta, g))
+    inputs = batch.sx, batch.targets.to(batch.sx.dtype), log_lr.to(batch.sx.dtype)
+    for _ in range(self.steps): theta = _Again.apply(step, *inputs, *theta) if self.checkpoint else step(*inputs, *theta)
+    return dict(zip(names, theta))

@@ -6,73 +6,71 @@
 __all__ = ['feature_spread', 'MomentMatching', 'CharacteristicMatching', 'KernelMatching']
 
 # %% ../nbs/36_moments.ipynb #ad748686
-import copy, inspect, math, numbers
+import copy, math
 import torch
 from torch import Tensor
 
 # %% ../nbs/36_moments.ipynb #b0a49dec
+from fastcore.basics import patch
 from .core import generator
-from .matching import Batch, Matcher, blocks, feature_rows
+from .matching import Batch, Matcher, blocks, feature_rows, membership
+from .parts import number, one_of, whole
 
 # %% ../nbs/36_moments.ipynb #d4bcf4d5
 def feature_spread(net, x, most=256) -> float:
-    "Root mean squared distance between two of the samples `x`, from at most so many of them, in feature space; 1 where they are all alike."
+    "Root mean squared distance of two of the samples `x` in feature space, from at most so many of them; 1 where they are all alike."
     with torch.no_grad(): f = feature_rows(net, x[::math.ceil(len(x) / most)])
     spread = f.var(0, correction=0).sum().mul(2).sqrt().item()
     return spread if spread > 1e-6 * f.norm(dim=1).max().item() else 1.
 
-def _in_cells(f, weights, cells, n_cells):
-    "Features (n_cells, largest cell, d) and weights (n_cells, largest cell), padded with weight 0."
-    index,mask = blocks(cells, n_cells)
-    return f[index],weights.to(f.dtype)[index] * mask
+def _in_clusters(f, weights, ids, k):
+    "Features (k, largest cluster, d) and weights (k, largest cluster), padded with weight 0."
+    index, mask = blocks(ids, k)
+    return f[index], weights.to(f.dtype)[index] * mask
 
 # %% ../nbs/36_moments.ipynb #982de959
-class _FeatureMatcher(Matcher):
+class _FeatureMatcher(Matcher, abstract=True):
     "A matcher of features; `key` and `spread` are set for each step."
-    key,spread,least = 0,1.,1     # the random stream; the length that the real samples set; synthetic samples that a cell needs
+    key, spread, least = 0, 1., 1     # random stream; length set by the real samples; synthetic samples that a cluster needs
+
+    def _enough(self, ids, alone):
+        "Raises `ValueError` where fewer synthetic samples than needed answer for a class or cluster."
+        fewest = int(torch.bincount(ids)[ids].min())
+        if fewest >= self.least: return
+        cure = "choose clustering='kmeans', for which the whole class answers" if alone else 'choose a larger ipc'
+        raise ValueError(f"{self!r} needs at least {self.least} synthetic samples in a {'cluster' if alone else 'class'}, got {fewest}: {cure}")
 
     def loss(self, net, batch: Batch, risk=None, risk_at=None):
-        own = risk_at == 'distance' and batch.cells is not None and batch.cells.synthetic is not None
-        fewest = int(torch.bincount(ids := batch.cells.synthetic if own else batch.sy)[ids].min())
-        if fewest < self.least:
-            raise ValueError(f"{self!r} needs at least {self.least} synthetic samples in a {'cell' if own else 'class'}, got {fewest}: "
-                             + ("choose cells='kmeans' or 'groups', which the whole class answers for" if own else 'choose a larger ipc'))
+        alone = risk_at == 'distance' and batch.clusters is not None and batch.clusters.answer is not None
+        self._enough(batch.clusters.answer if alone else batch.sy, alone)
         step = copy.copy(self)
         step.spread = feature_spread(net, batch.x)
         if batch.generator is not None: step.key = int(torch.randint(2**62, (1,), generator=batch.generator))
         return Matcher.loss(step, net, batch, risk, risk_at)
 
-    def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={getattr(self, k)!r}' for k in inspect.signature(type(self)).parameters)})"
-
-def _positive(name, value, zero=False):
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (0 <= value if zero else 0 < value) or value == math.inf:
-        raise ValueError(f"{name}={value!r}: expected a number {'of at least' if zero else 'above'} 0")
-
 # %% ../nbs/36_moments.ipynb #11fa2b9b
-class MomentMatching(_FeatureMatcher):
-    "Mean and covariance of the features in each cell, squared distances."
+class MomentMatching(_FeatureMatcher, names=('moments',)):
+    "Mean and covariance of the features in each cluster, squared distances."
     least = 2
-
     def __init__(
         self,
         weight: float = 1.,      # of the covariance beside the mean
         diagonal: bool = False,  # variances only
     ):
-        _positive('weight', weight)
-        self.weight,self.diagonal = weight,diagonal
+        self.weight, self.diagonal = number('weight', weight, open_low=True), one_of('diagonal', diagonal, (False, True))
 
-    def statistic(self, net, x, y, weights, cells, n_cells):
-        f,w = _in_cells(feature_rows(net, x), weights, cells, n_cells)
+    def statistic(self, net, x, y, weights, ids, k):
+        f, w = _in_clusters(feature_rows(net, x), weights, ids, k)
         mean = (w[..., None] * f).sum(1)
         c = f - mean[:, None]
-        return [mean,(w[..., None] * c.square()).sum(1) if self.diagonal else (w[..., None] * c).mT @ c]
+        return [mean, (w[..., None] * c.square()).sum(1) if self.diagonal else (w[..., None] * c).mT @ c]
 
     def distance(self, real, synthetic):
-        first,second = ((a - b).square().flatten(1).sum(1) for a, b in zip(real, synthetic))
+        first, second = ((a - b).square().flatten(1).sum(1) for a, b in zip(real, synthetic))
         return first + self.weight / self.spread**2 * second
 
 # %% ../nbs/36_moments.ipynb #8cdc834f
-class CharacteristicMatching(_FeatureMatcher):
+class CharacteristicMatching(_FeatureMatcher, names=('characteristic',)):
     "Characteristic functions of the features at random frequencies (after NCFM, Wang et al. 2025, without its sampling network and root)."
     def __init__(
         self,
@@ -80,27 +78,23 @@ class CharacteristicMatching(_FeatureMatcher):
         scale: float = 1.,       # standard deviation of the frequencies times the spread of the real features
         amplitude: float = .5,   # share of the amplitude, the rest for the phase
     ):
-        if isinstance(frequencies, bool) or not isinstance(frequencies, numbers.Integral) or frequencies < 1: raise ValueError(f'frequencies={frequencies!r}: expected a whole number of at least 1')
-        _positive('scale', scale)
-        if isinstance(amplitude, bool) or not isinstance(amplitude, numbers.Real) or not 0 <= amplitude <= 1: raise ValueError(f'amplitude={amplitude!r}: expected a number in [0, 1]')
-        self.frequencies,self.scale,self.amplitude = frequencies,scale,amplitude
+        self.frequencies, self.scale = whole('frequencies', frequencies), number('scale', scale, open_low=True)
+        self.amplitude = number('amplitude', amplitude, 0, 1)
 
-    def statistic(self, net, x, y, weights, cells, n_cells):
+    def statistic(self, net, x, y, weights, ids, k):
         f = feature_rows(net, x)
         t = torch.randn(f.shape[1], self.frequencies, generator=generator('frequencies', self.key), dtype=torch.float64).to(f)
-        angle = f @ t * (self.scale / self.spread)
-        member = torch.zeros(n_cells, len(x), dtype=f.dtype, device=f.device)
-        member[cells, torch.arange(len(x), device=f.device)] = weights.to(f.dtype)
-        return [member @ angle.cos(),member @ angle.sin()]
+        angle, member = f @ t * (self.scale / self.spread), membership(ids, k, weights, f)
+        return [member @ angle.cos(), member @ angle.sin()]
 
     def distance(self, real, synthetic):
-        (a, b),(c, d) = real,synthetic
-        A,B = ((u.square() + v.square()).clamp(min=1e-20).sqrt() for u, v in ((a, b), (c, d)))
+        (a, b), (c, d) = real, synthetic
+        A, B = ((u.square() + v.square()).clamp(min=1e-20).sqrt() for u, v in ((a, b), (c, d)))
         return (self.amplitude * (A - B).square() + (1 - self.amplitude) * 2 * (A * B - a * c - b * d)).mean(1)
 
 # %% ../nbs/36_moments.ipynb #03c3a19a
-class KernelMatching(_FeatureMatcher):
-    "Squared maximum mean discrepancy of the features in each cell, exact (Gretton et al. 2012)."
+class KernelMatching(_FeatureMatcher, names=('mmd',)):
+    "Squared maximum mean discrepancy of the features in each cluster, exact (Gretton et al. 2012)."
     def __init__(
         self,
         kernel: str = 'rbf',         # rbf, polynomial or linear
@@ -108,27 +102,36 @@ class KernelMatching(_FeatureMatcher):
         degree: int = 3,             # of polynomial
         unbiased: bool = False,      # leave out the pairs of a sample with itself
     ):
-        if kernel not in ('rbf', 'polynomial', 'linear'): raise ValueError(f'kernel={kernel!r} is not known; choose from rbf, polynomial, linear')
         if not isinstance(widths, (tuple, list)) or not widths: raise ValueError(f'widths={widths!r}: expected one or more numbers above 0')
-        for w in widths: _positive('widths', w)
-        if isinstance(degree, bool) or not isinstance(degree, numbers.Integral) or degree < 1: raise ValueError(f'degree={degree!r}: expected a whole number of at least 1')
-        self.kernel,self.widths,self.degree,self.unbiased,self.least = kernel,tuple(widths),degree,unbiased,2 if unbiased else 1
+        self.kernel, self.degree = one_of('kernel', kernel, ('rbf', 'polynomial', 'linear')), whole('degree', degree)
+        self.widths = tuple(number('widths', w, open_low=True) for w in widths)
+        self.unbiased = one_of('unbiased', unbiased, (False, True))
+        self.least = 2 if unbiased else 1
 
-    def statistic(self, net, x, y, weights, cells, n_cells): return list(_in_cells(feature_rows(net, x), weights, cells, n_cells))
+    def statistic(self, net, x, y, weights, ids, k): return list(_in_clusters(feature_rows(net, x), weights, ids, k))
 
-    def values(self, f, g):
-        "Kernel values (cells, n, m) between features (cells, n, d) and (cells, m, d)."
+    def values(self, f, g): # (clusters, n, m)
+        "Kernel values between features (clusters, n, d) and (clusters, m, d)."
         dot = f @ g.mT
         if self.kernel == 'linear': return dot
         if self.kernel == 'polynomial': return (2 * dot / self.spread**2 + 1) ** self.degree
         squared = (f.square().sum(2)[:, :, None] + g.square().sum(2)[:, None] - 2 * dot).clamp(min=0) / self.spread**2
         return sum((-squared / (2 * b**2)).exp() for b in self.widths) / len(self.widths)
 
-    def distance(self, real, synthetic):
-        def between(f, q, g, r): return (q[:, None] @ self.values(f, g) @ r[:, :, None])[:, 0, 0]
-        def within(f, q):
-            if not self.unbiased: return between(f, q, f, q)
-            k,rest = self.values(f, f),1 - q.square().sum(1)
-            alone = rest < 1e-6
-            return (q[:, None] @ k @ q[:, :, None])[:, 0, 0] / torch.where(alone, 1, rest) - torch.where(alone, 0, (q.square() * k.diagonal(0, 1, 2)).sum(1) / torch.where(alone, 1, rest))
-        return within(*real) - 2 * between(*real, *synthetic) + within(*synthetic)
+# %% ../nbs/36_moments.ipynb #1383e2ba
+@patch
+def _between(self: KernelMatching, f, q, g, r): return (q[:, None] @ self.values(f, g) @ r[:, :, None])[:, 0, 0]
+
+@patch
+def _within(self: KernelMatching, f, q):
+    "Mean kernel value of two samples of one side, without the pairs of a sample with itself where that is asked for."
+    if not self.unbiased: return self._between(f, q, f, q)
+    k, rest = self.values(f, f), 1 - q.square().sum(1)
+    alone = rest < 1e-6
+    rest = torch.where(alone, 1, rest)
+    own = torch.where(alone, 0, (q.square() * k.diagonal(0, 1, 2)).sum(1) / rest)
+    return (q[:, None] @ k @ q[:, :, None])[:, 0, 0] / rest - own
+
+@patch
+def distance(self: KernelMatching, real, synthetic):
+    return self._within(*real) - 2 * self._between(*real, *synthetic) + self._within(*synthetic)

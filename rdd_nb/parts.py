@@ -43,7 +43,7 @@ def one_of(name, value, allowed):
     hint = f' (did you mean {near[0]!r}?)' if near else ''
     raise ValueError(f"{name}={shown(value)} is not known{hint}; choose from {', '.join(map(str, allowed))}")
 
-# %% ../nbs/02_parts.ipynb #fda471e8
+# %% ../nbs/02_parts.ipynb #39bb8ad8
 class Part:
     "A piece of a method. Subclass a kind (`Risk`, `Prior`, `Objective`, `Clustering`, `Selection`) to add your own."
     known = {}        # parts of this kind by lower-case name
@@ -58,24 +58,27 @@ class Part:
     @property
     def settings(self) -> dict: # name -> value
         "The arguments that make this part."
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        found = {}
+        for name, p in inspect.signature(type(self)).parameters.items():
+            found |= getattr(self, name) if p.kind is p.VAR_KEYWORD else {name: getattr(self, name)}
+        return found
 
     def check(self):
         "Called after a text is read; a part that can be half finished raises `ValueError` here."
         return self
 
-# %% ../nbs/02_parts.ipynb #ff430899
+# %% ../nbs/02_parts.ipynb #bf814687
 def _repr(self):
     default = {k: p.default for k, p in inspect.signature(type(self)).parameters.items()}
-    said = ', '.join(f'{k}={v!r}' for k, v in self.settings.items()
-                     if k not in self.unsaid and (type(v) is not type(default[k]) or v != default[k]))
+    def differs(k, v): return type(v) is not type(default.get(k)) or v != default.get(k)
+    said = ', '.join(f'{k}={v!r}' for k, v in self.settings.items() if k not in self.unsaid and differs(k, v))
     return f'{type(self).__name__}({said})'
 
 Part.__repr__ = _repr
 Part.__eq__ = lambda self, other: isinstance(other, Part) and repr(self) == repr(other)
 Part.__hash__ = lambda self: hash(repr(self))
 
-# %% ../nbs/02_parts.ipynb #2bdb88cb
+# %% ../nbs/02_parts.ipynb #5adbf49b
 def _make(cls, name, args=(), settings={}):
     "The part called `name` with these arguments."
     if name.lower() not in cls.known:
@@ -83,9 +86,10 @@ def _make(cls, name, args=(), settings={}):
         hint = f' (did you mean {near[0]!r}?)' if near else ''
         raise ValueError(f"unknown {cls.kind} {shown(name)}{hint}; known: {', '.join(sorted(cls.known))}")
     found = cls.known[name.lower()]
-    try: inspect.signature(found).bind(*args, **settings)
+    try:
+        inspect.signature(found).bind(*args, **settings)
+        return found(*args, **settings)
     except TypeError as e: raise ValueError(f'{found.__name__}: {e}') from None
-    return found(*args, **settings)
 
 def _value(node, cls, top=False):
     "What a node of the syntax tree stands for, as a part of kind `cls` or a plain value."

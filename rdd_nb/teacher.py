@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['train_teacher', 'soft_labels', 'layer_statistics', 'kept_statistics', 'alignment', 'BatchNormAlignment',
-           'random_crops', 'select_patches']
+           'random_crops', 'select_patches', 'PatchSelection', 'Labels', 'HardLabels', 'LearnedLabels', 'TeacherLabels']
 
 # %% ../nbs/39_teacher.ipynb #796122a8
-import copy, inspect, math, numbers
+import copy, dataclasses, functools, math
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
@@ -15,8 +15,11 @@ from tqdm.auto import trange
 
 # %% ../nbs/39_teacher.ipynb #8ce4a05e
 from .core import generator
-from .matching import Batch, Objective, Setup, cell_risk, class_weights, within_cells
+from fastcore.basics import patch
+from .matching import Batch, Objective, class_weights, membership, within_clusters
 from .models import in_chunks, make_model
+from .coresets import Selection, class_kmeans_ids
+from .parts import Part, Setup, number, whole
 
 # %% ../nbs/39_teacher.ipynb #09a67c58
 def train_teacher(
@@ -51,44 +54,47 @@ def soft_labels(
 # %% ../nbs/39_teacher.ipynb #94a00edb
 def _norm_layers(net):
     layers = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
-    if not layers: raise ValueError(f'the teacher ({type(net).__name__}) has no batch-norm layer with running statistics; take a network with norm, such as convnet or resnet18, and norm=\'batch\'')
-    return layers
+    if layers: return layers
+    raise ValueError(f'the teacher ({type(net).__name__}) has no batch-norm layer with running statistics; '
+                     "take a network with norm, such as convnet or resnet18, and norm='batch'")
 
 def layer_statistics(
     net,              # in evaluation mode
     x: Tensor,        # (n, C, H, W)
-    weights: Tensor,  # (n,) adding up to 1 inside each cell
-    cells: Tensor,    # (n,) ids from 0 to n_cells - 1
-    n_cells: int,
-) -> tuple: # class scores (n, n_classes), and for each batch-norm layer (means, variances), both (n_cells, channels)
+    weights: Tensor,  # (n,) adding up to 1 inside each cluster
+    ids: Tensor,      # (n,) cluster of each sample, 0 to k - 1
+    k: int,
+) -> tuple: # class scores (n, n_classes), and for each batch-norm layer (k, 2, channels): means and variances
     "Mean and variance of what goes into the batch-norm layers. Raises `ValueError` for a network without any."
     seen = []
     hooks = [m.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0])) for m in _norm_layers(net)]
     try: scores = net(x)
     finally:
         for h in hooks: h.remove()
-    member = torch.zeros(n_cells, len(x), dtype=x.dtype, device=x.device)
-    member[cells, torch.arange(len(x), device=x.device)] = weights.to(x.dtype)
-    moments = [(member @ a.flatten(2).mean(2), member @ a.flatten(2).square().mean(2)) for a in (a[..., None] if a.dim() == 2 else a for a in seen)]
-    return scores,[(m, s - m.square()) for m, s in moments]
+    inputs, member = [a.flatten(2) if a.dim() > 2 else a[..., None] for a in seen], membership(ids, k, weights, x)
+    moments = [(member @ a.mean(2), member @ a.square().mean(2)) for a in inputs]
+    return scores, [torch.stack([m, s - m.square()], 1) for m, s in moments]
 
-def kept_statistics(net) -> list: # for each batch-norm layer (means, variances), both (1, channels)
+# %% ../nbs/39_teacher.ipynb #c06827f2
+def kept_statistics(net) -> list: # for each batch-norm layer (1, 2, channels): means and variances
     "The running statistics of the batch-norm layers."
-    return [(m.running_mean[None], m.running_var[None]) for m in _norm_layers(net)]
+    return [torch.stack([m.running_mean, m.running_var])[None] for m in _norm_layers(net)]
 
 def alignment(
-    real: list,       # (means, variances) of each layer, (n_cells or 1, channels)
-    synthetic: list,  # (n_cells, channels)
-    scale: list,      # the variances that differences are measured by, those of `kept_statistics`
-) -> Tensor: # (n_cells,)
-    "Distance between layer statistics, cell by cell, relative to the kept variances."
-    return sum((((m - mr).square() / (v0 + 1e-5)) + ((v - vr).square() / (v0 + 1e-5).square())).mean(1)
-               for (mr, vr), (m, v), (_, v0) in zip(real, synthetic, scale))
+    real: list,       # statistics of each layer, (k or 1, 2, channels)
+    synthetic: list,  # (k, 2, channels)
+    kept: list,       # those of `kept_statistics`; their variances are the unit of the differences
+) -> Tensor: # (k,)
+    "Distance between layer statistics, cluster by cluster, relative to the kept variances."
+    def apart(r, s, unit):
+        mean, variance = (r - s).square().unbind(1)
+        return (mean / unit + variance / unit.square()).mean(1)
+    return sum(apart(r, s, k[:, 1] + 1e-5) for r, s, k in zip(real, synthetic, kept))
 
 # %% ../nbs/39_teacher.ipynb #22c6f257
-class BatchNormAlignment(Objective):
+class BatchNormAlignment(Objective, names=('batchnorm',)):
     "Right class under a teacher, and batch-norm statistics as the real samples have them (after SRe2L, Yin et al. 2023)."
-    own_networks = True
+    own_networks, uses_network = True, False
 
     def __init__(
         self,
@@ -98,37 +104,38 @@ class BatchNormAlignment(Objective):
         steps: int = 300,         # of the teacher's training
         lr: float = .05,
     ):
-        for name, value in (('weight', weight), ('lr', lr)):
-            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf: raise ValueError(f'{name}={value!r}: expected a number above 0')
-        if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1: raise ValueError(f'steps={steps!r}: expected a whole number of at least 1')
-        self.weight,self.network,self.width,self.steps,self.lr,self.teacher = weight,network,width,steps,lr,None
+        self.weight, self.lr = number('weight', weight, open_low=True), number('lr', lr, open_low=True)
+        self.network, self.width, self.steps, self.teacher = network, width, whole('steps', steps), None
+
+    def uses_batch(self, risk_at): return risk_at in ('target', 'distance')
 
     def begin(self, setup):
-        "Train the teacher."
-        self = copy.copy(self)
-        make_model(self.network, setup.x.shape[1:], setup.n_classes, width=self.width, norm='batch')    # refused here, before anything is trained
-        self.teacher = train_teacher(setup, self.steps, self.lr, self.network, width=self.width, norm='batch')
-        return self
+        "Train the teacher. A network that does not exist is refused before anything is trained."
+        ready, kind = copy.copy(self), dict(width=self.width, norm='batch')
+        make_model(self.network, setup.x.shape[1:], setup.n_classes, **kind)
+        ready.teacher = train_teacher(setup, self.steps, self.lr, self.network, **kind)
+        return ready
 
-    def loss(self, net, batch, risk=None, risk_at=None):
-        if self.teacher is None: raise ValueError('the alignment has no teacher yet: call begin(setup) first')
-        b,n,cells,kept = batch,batch.n_classes,batch.cells,kept_statistics(self.teacher)
-        def real(weights, ids, k):
-            with torch.no_grad(): return layer_statistics(self.teacher, b.x, weights, ids, k)[1]
-        ids,k = torch.zeros_like(b.sy),1
-        if risk_at == 'distance': ids,k = (b.sy, n) if cells.synthetic is None else (cells.synthetic, len(cells.owner))
-        scores,mine = layer_statistics(self.teacher, b.sx, within_cells(ids, k), ids, k)
-        if risk_at == 'distance':
-            if cells.synthetic is None: mine = [(m[cells.owner], v[cells.owner]) for m, v in mine]
-            k = len(cells.owner)
-            D,q = cell_risk(alignment(real(within_cells(cells.real, k, b.p), cells.real, k), mine, kept), risk, cells, n, b.p)
-            D = D / n
-        else:
-            q = class_weights(self.teacher, b.x, b.y, b.sizes, risk if risk_at == 'target' else None, cells, b.p)
-            D = alignment(real(q / n, torch.zeros_like(b.y), 1) if risk_at == 'target' else kept, mine, kept).sum()
-        return F.cross_entropy(scores, b.targets) + self.weight * D,q
-
-    def __repr__(self): return f"BatchNormAlignment({', '.join(f'{k}={getattr(self, k)!r}' for k in inspect.signature(type(self)).parameters)})"
+# %% ../nbs/39_teacher.ipynb #f9b1f5bf
+@patch
+def loss(self: BatchNormAlignment, net, batch, risk=None, risk_at=None):
+    "See `Objective.loss`; `net` is not used, the teacher is."
+    if self.teacher is None: raise ValueError('the alignment has no teacher yet: call begin(setup) first')
+    b, kept, scores = batch, kept_statistics(self.teacher), []
+    def real(weights, ids, k):
+        with torch.no_grad(): return layer_statistics(self.teacher, b.x, weights, ids, k)[1]
+    def synthetic(weights, ids, k):
+        said, found = layer_statistics(self.teacher, b.sx, weights, ids, k)
+        scores.append(said)
+        return found
+    if risk_at == 'distance':
+        D, q = b.risk_of(alignment(*b.sides(real, synthetic), kept), risk)
+        D = D / b.n_classes
+    else:
+        q, one, ids = class_weights(self.teacher, b, risk if risk_at else None), torch.zeros_like(b.y), torch.zeros_like(b.sy)
+        target = real(q / b.n_classes, one, 1) if risk_at == 'target' else kept
+        D = alignment(target, synthetic(within_clusters(ids, 1), ids, 1), kept).sum()
+    return F.cross_entropy(scores[0], b.targets) + self.weight * D, q
 
 # %% ../nbs/39_teacher.ipynb #3e4415a7
 def random_crops(
@@ -145,13 +152,36 @@ def random_crops(
     grid = F.affine_grid(theta.to(x), x.shape, align_corners=False)
     return F.grid_sample(x, grid, padding_mode='border', align_corners=False)
 
-def _dealt(order, cells, count):
-    "The first `count` of `order`, from one cell after the other."
-    piles = [order[cells[order] == k] for k in cells[order].unique()]
+def _dealt(order, clusters, count):
+    "The first `count` of `order`, from one cluster after the other."
+    piles = [order[clusters[order] == k] for k in clusters[order].unique()]
     turns = torch.cat([torch.arange(len(p)) for p in piles])
     return torch.cat(piles)[turns.argsort(stable=True)[:count]]
 
 # %% ../nbs/39_teacher.ipynb #e6249e99
+def _best_crops(net, x, y, crops, g, least):
+    "Of each sample the crop that `net` recognises best: its cross-entropy (n,), and the crop at full size (n, C, H, W)."
+    best, patch, mode = torch.full((len(x),), math.inf, device=x.device), x.clone(), net.training
+    net.eval()
+    try:
+        for _ in range(crops):
+            tried = random_crops(x, g, least)
+            with torch.no_grad(): loss = F.cross_entropy(in_chunks(net, tried), y, reduction='none')
+            better = loss < best
+            best, patch = torch.where(better, loss, best), torch.where(better[:, None, None, None], tried, patch)
+    finally: net.train(mode)
+    return best, patch
+
+def _slots(best, y, ids, need, n_classes):
+    "Rows of the `need` best of each class, dealt out to its clusters in turn."
+    rows = []
+    for c in range(n_classes):
+        own = torch.where(y == c)[0]
+        if len(own) < need: raise ValueError(f'class {c} has {len(own)} samples: expected at least {need}, one for each patch')
+        rows.append(_dealt(own[best[own].argsort(stable=True)].cpu(), ids.cpu(), need))
+    return torch.cat(rows)
+
+# %% ../nbs/39_teacher.ipynb #ee5370a0
 def select_patches(
     net,                 # the teacher
     x: Tensor,           # (n, C, H, W) real samples
@@ -159,31 +189,57 @@ def select_patches(
     ipc: int,            # images per class
     factor: int = 2,     # patches along a side of an image
     crops: int = 5,      # tried of each real image
-    cells=None,          # (n,) cell of each real sample; None: confidence alone decides
+    clusters=None,       # (n,) cluster of each real sample; None: confidence alone decides
     seed: int = 0,
     least: float = .5,   # smallest side of a crop, as a share of the image's
     n_classes: int | None = None,
 ) -> tuple: # images (n_classes * ipc, C, H, W), labels, rows of `x` that are in each image (n_classes * ipc, factor**2)
     "Images packed from the patches that the teacher recognises best (RDED, Sun et al. 2024). Raises `ValueError` for a class with too few samples."
-    h,w,n_classes = *x.shape[2:],int(y.max()) + 1 if n_classes is None else n_classes
-    if factor < 1 or h % factor or w % factor: raise ValueError(f'factor={factor!r}: an image of {h}x{w} pixels cannot be divided into so many patches along a side')
-    g,best,patch = generator(seed, 'patches'),torch.full((len(x),), math.inf, device=x.device),x.clone()
-    mode = net.training
-    net.eval()
-    try:
-        for _ in range(crops):
-            tried = random_crops(x, g, least)
-            with torch.no_grad(): loss = F.cross_entropy(in_chunks(net, tried), y, reduction='none')
-            better = loss < best
-            best,patch = torch.where(better, loss, best),torch.where(better[:, None, None, None], tried, patch)
-    finally: net.train(mode)
-    rows,need = [],ipc * factor**2
-    ids = torch.zeros_like(y) if cells is None else torch.as_tensor(cells, device=y.device)
-    for c in range(n_classes):
-        own = torch.where(y == c)[0]
-        if len(own) < need: raise ValueError(f'class {c} has {len(own)} samples: expected at least {need} for ipc={ipc} images of {factor}x{factor} patches')
-        rows.append(_dealt(own[best[own].argsort(stable=True)].cpu(), ids.cpu(), need))
-    rows = torch.cat(rows).view(n_classes * ipc, factor, factor)
+    h, w, n_classes = *x.shape[2:], int(y.max()) + 1 if n_classes is None else n_classes
+    if factor < 1 or h % factor or w % factor:
+        raise ValueError(f'factor={factor!r}: an image of {h}x{w} pixels cannot be divided into so many patches along a side')
+    best, patch = _best_crops(net, x, y, crops, generator(seed, 'patches'), least)
+    ids = torch.zeros_like(y) if clusters is None else torch.as_tensor(clusters, device=y.device)
+    rows = _slots(best, y, ids, ipc * factor**2, n_classes).view(n_classes * ipc, factor, factor)
     small = F.interpolate(patch, size=(h // factor, w // factor), mode='bilinear', antialias=True)[rows.to(x.device)]
     images = small.permute(0, 3, 1, 4, 2, 5).reshape(n_classes * ipc, x.shape[1], h, w)
-    return images,torch.arange(n_classes, device=x.device).repeat_interleave(ipc),rows.flatten(1)
+    return images, torch.arange(n_classes, device=x.device).repeat_interleave(ipc), rows.flatten(1)
+
+# %% ../nbs/39_teacher.ipynb #62b0b0da
+def _plain(setup):
+    "The setup with training without the method's risk."
+    return dataclasses.replace(setup, train=functools.partial(setup.train, plain=True))
+
+class PatchSelection(Selection, names=('patches',)):
+    "Images packed from the patches that a teacher recognises best (RDED, Sun et al. 2024)."
+    uses_network = True
+    def __init__(self,
+                 steps=500,     # updates of the teacher
+                 clusters=None, # k-means clusters of each class that take turns; None: confidence alone decides
+                ):
+        self.steps, self.clusters = whole('steps', steps), clusters if clusters is None else whole('clusters', clusters)
+
+    def begin(self, d):
+        ids = class_kmeans_ids(d.x, d.y, self.clusters, d.seed) if self.clusters else None
+        return select_patches(train_teacher(_plain(d), self.steps), d.x, d.y, d.ipc, clusters=ids, seed=d.seed)[:2]
+
+# %% ../nbs/39_teacher.ipynb #2aace9c7
+class Labels(Part, kind='labels'):
+    "What a network that is trained on the synthetic samples is told about them."
+    learned, uses_network = False, False
+    def final(self, setup, images): # (m, n_classes) probabilities, or None for the classes
+        "The labels of the finished samples."
+
+class HardLabels(Labels, names=('hard',)):
+    "The class."
+
+class LearnedLabels(Labels, names=('learned',)):
+    "Probabilities that are optimised beside the samples, with step size `lr` on their logits."
+    learned = True
+    def __init__(self, lr=1.): self.lr = number('lr', lr, open_low=True)
+
+class TeacherLabels(Labels, names=('teacher',)):
+    "The probabilities of a network trained on the real samples for `steps` updates."
+    uses_network = True
+    def __init__(self, steps=500): self.steps = whole('steps', steps)
+    def final(self, setup, images): return soft_labels(train_teacher(setup, self.steps), images)

@@ -7,7 +7,7 @@ __all__ = ['flat_parameters', 'call_at', 'gradient_at', 'Experts', 'train_expert
            'segment_loss', 'draw_segment', 'draw_batches', 'weighted_segment', 'TrajectoryMatching']
 
 # %% ../nbs/38_trajectory.ipynb #b240c4ea
-import copy, hashlib, inspect, json, math, numbers
+import copy, hashlib, json, math
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -19,7 +19,9 @@ from tqdm.auto import trange
 
 # %% ../nbs/38_trajectory.ipynb #7b3d4a39
 from .core import atomic_write, generator, read_tensors
-from .matching import Batch, Objective, Setup, losses_to_weights, within_cells
+from fastcore.basics import patch
+from .matching import Batch, Objective, losses_to_weights, within_clusters
+from .parts import Setup, number, whole
 
 # %% ../nbs/38_trajectory.ipynb #e3b0ff1f
 def flat_parameters(net) -> Tensor: # (n_parameters,)
@@ -176,20 +178,17 @@ def weighted_segment(
     for _ in range(steps):
         theta.requires_grad_()
         losses = F.cross_entropy(call_at(net, theta, batch.x), batch.y, reduction='none')
-        q = losses_to_weights(losses.detach(), batch.sizes, risk, batch.cells, batch.p)
+        q = losses_to_weights(losses.detach(), batch, risk)
         slope, = torch.autograd.grad((q * losses).sum() / batch.n_classes, theta)
         speed,total = momentum * speed + slope,total + q
         theta = theta.detach() - lr * speed
     return theta,total / steps
 
 # %% ../nbs/38_trajectory.ipynb #3697bec5
-def _whole(name, value, least, most=None):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least or most is not None and value > most:
-        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}{'' if most is None else f' and at most {most}'}")
-
-class TrajectoryMatching(Objective):
-    "Where a student arrives beside where an expert arrives (MTT, Cazenavette et al. 2022; window: DATM, Guo et al. 2024; memory: after TESLA, Cui et al. 2023)."
-    uses_labels,own_networks,places = True,True,('network', 'target')
+class TrajectoryMatching(Objective, names=('trajectory',)):
+    "Where a student arrives beside where an expert arrives (MTT, Cazenavette et al. 2022; window: DATM, Guo et al. 2024; memory: TESLA, Cui et al. 2023)."
+    uses_labels, uses_network, own_networks, places = True, False, True, ('network', 'target')
+    unsaid = ('buffer',)
 
     def __init__(
         self,
@@ -208,48 +207,66 @@ class TrajectoryMatching(Objective):
         target_steps: int = 10,          # steps of a segment of its own, with a risk at the target
         exact: bool = True,              # see `segment_loss`
         buffer=None,                     # file for the experts: read if it is there, else written
-    ):
-        for name, least in (('experts', 1), ('epochs', 1), ('student_steps', 1), ('target_steps', 1)): _whole(name, locals()[name], least)
-        for name in ('student_batch', 'epoch_steps'):
-            if locals()[name] is not None: _whole(name, locals()[name], 1)
-        _whole('ahead', ahead, 1, epochs)
-        for name in ('lr', 'learnable_lr', 'expert_lr'):
-            value = locals()[name]
-            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf: raise ValueError(f'{name}={value!r}: expected a number above 0')
-        most = epochs - ahead
-        if window is not None and not (isinstance(window, (tuple, list)) and len(window) == 2 and all(isinstance(w, int) for w in window) and 0 <= window[0] <= window[1] <= most):
-            raise ValueError(f'window={window!r}: expected (first, last) start epoch between 0 and epochs - ahead = {most}')
-        self.settings = {k: v for k, v in locals().items() if k in inspect.signature(type(self)).parameters}
-        vars(self).update(self.settings, trained=None, window=tuple(window or (0, most)))
+    ): self._keep(locals())
 
-    def __repr__(self): return f"TrajectoryMatching({', '.join(f'{k}={v!r}' for k, v in self.settings.items() if k != 'buffer')})"
+    def uses_batch(self, risk_at): return risk_at == 'target'
+
+# %% ../nbs/38_trajectory.ipynb #8943c3ca
+@patch
+def _keep(self: TrajectoryMatching, given):
+    "Check the settings and keep them."
+    for name in ('experts', 'epochs', 'student_steps', 'target_steps'): whole(name, given[name])
+    for name in ('student_batch', 'epoch_steps'):
+        if given[name] is not None: whole(name, given[name])
+    whole('ahead', given['ahead'], 1, given['epochs'])
+    for name in ('lr', 'learnable_lr', 'expert_lr'): number(name, given[name], open_low=True)
+    window, last = given['window'], given['epochs'] - given['ahead']
+    fits = window is None or isinstance(window, (tuple, list)) and len(window) == 2 and all(isinstance(w, int) for w in window)
+    if not fits or window is not None and not 0 <= window[0] <= window[1] <= last:
+        raise ValueError(f'window={window!r}: expected (first, last) start epoch between 0 and epochs - ahead = {last}')
+    vars(self).update({k: v for k, v in given.items() if k not in ('self', '__class__')}, trained=None)
+    self.window = None if window is None else tuple(window)
+    self.starts = self.window or (0, last)
 
 # %% ../nbs/38_trajectory.ipynb #2dffa83b
-def _begin(self, setup):
-    "Train the experts, or read them from the buffer; the step size starts anew."
-    self,how = copy.copy(self),(self.experts, self.epochs, self.epoch_steps, self.expert_lr)
-    if self.buffer is not None and Path(self.buffer).exists():
-        self.trained = load_experts(self.buffer)
-        self.trained.check(setup.network('expert', 0), self.buffer)
-        self.trained.check_record(_record(setup, *how), self.buffer)
-    else:
-        self.trained = train_experts(setup, *how)
-        if self.buffer is not None: save_experts(self.trained, self.buffer)
-    self.trained.parameters = self.trained.parameters.to(setup.x.device)
-    self.log_lr = torch.tensor(math.log(self.lr), device=setup.x.device, requires_grad=self.learn_lr)
-    self.learnable = (self.log_lr,) if self.learn_lr else ()
-    return self
+@patch
+def _experts(self: TrajectoryMatching, setup) -> Experts:
+    "The experts, from the buffer where there is one."
+    how = self.experts, self.epochs, self.epoch_steps, self.expert_lr
+    if self.buffer is None: return train_experts(setup, *how)
+    if Path(self.buffer).exists():
+        found = load_experts(self.buffer)
+        found.check(setup.network('expert', 0), self.buffer)
+        found.check_record(_record(setup, *how), self.buffer)
+        return found
+    found = train_experts(setup, *how)
+    save_experts(found, self.buffer)
+    return found
 
-def _loss(self, net, batch, risk=None, risk_at=None):
+@patch
+def begin(self: TrajectoryMatching, setup):
+    "One like it with trained experts; the step size starts anew."
+    ready = copy.copy(self)
+    ready.trained = self._experts(setup)
+    ready.trained.parameters = ready.trained.parameters.to(setup.x.device)
+    ready.log_lr = torch.tensor(math.log(self.lr), device=setup.x.device, requires_grad=self.learn_lr)
+    ready.learnable = (ready.log_lr,) if self.learn_lr else ()
+    return ready
+
+# %% ../nbs/38_trajectory.ipynb #a9782a79
+@patch
+def loss(self: TrajectoryMatching, net, batch, risk=None, risk_at=None):
     "See `Objective.loss`."
-    if risk_at not in (None, *self.places): raise ValueError(f'risk_at={risk_at!r}: trajectory matching has a risk at {" or ".join(self.places)} only, since every cluster would need a training run of its own')
+    if risk_at not in (None, *self.places):
+        raise ValueError(f'risk_at={risk_at!r}: trajectory matching has a risk at {" or ".join(self.places)} only, '
+                         'since every cluster would need a training run of its own')
     if self.trained is None: raise ValueError('trajectory matching has no experts yet: call begin(setup) first')
     self.trained.check(net)
-    g = batch.generator or generator('segment')
-    start,target = (t.to(batch.sx.dtype) for t in draw_segment(self.trained.parameters, self.ahead, self.window, g, batch.done if self.grow else 1.))
-    q = within_cells(batch.y, batch.n_classes, batch.p)
-    if risk_at == 'target' and risk is not None: target,q = weighted_segment(net, start, batch, risk, self.target_steps, self.expert_lr)
-    batches = draw_batches(len(batch.sx), self.student_batch, self.student_steps, g, batch.sx.device)
-    return segment_loss(net, start, target, batch.sx, batch.targets, self.log_lr.exp().to(batch.sx.dtype), batches, self.exact),q
-
-TrajectoryMatching.begin,TrajectoryMatching.loss = _begin,_loss
+    g, like = batch.generator or generator('segment'), batch.sx
+    segment = draw_segment(self.trained.parameters, self.ahead, self.starts, g, batch.done if self.grow else 1.)
+    start, target = (t.to(like.dtype) for t in segment)
+    q = within_clusters(batch.y, batch.n_classes, batch.p)
+    if risk_at == 'target' and risk is not None:
+        target, q = weighted_segment(net, start, batch, risk, self.target_steps, self.expert_lr)
+    batches = draw_batches(len(like), self.student_batch, self.student_steps, g, like.device)
+    return segment_loss(net, start, target, like, batch.targets, self.log_lr.exp().to(like.dtype), batches, self.exact), q

@@ -14,7 +14,7 @@ from torch import nn
 from rdd_nb.bilevel import Bilevel, KernelRidge, Unrolled, kernel_ridge, median_gamma, rbf, ridge_fit
 from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import Distiller, Method
-from rdd_nb.matching import Batch, Cells, Setup, within_cells
+from rdd_nb.matching import Batch, Clusters, Setup, within_clusters
 from rdd_nb.models import Classifier
 from rdd_nb.risk import CVaR, Entropic, Mean, TwoLevel, WorstCase
 
@@ -42,8 +42,8 @@ def problem(sizes=(7, 5, 3), soft=False, seed=0, **more):
     sy = torch.arange(len(sizes)).repeat_interleave(IPC)
     shift = draw(len(sizes), *SHAPE, seed=seed + 1)
     labels = torch.softmax(draw(len(sy), CLASSES, seed=9), 1) if soft else None
-    cells = Cells(y * 2 + torch.arange(len(y)) % 2, torch.arange(CLASSES).repeat_interleave(2))
-    return Batch(draw(len(y), *SHAPE, seed=seed + 2) + shift[y], y, draw(len(sy), *SHAPE, seed=seed + 3) + shift[sy], sy, CLASSES, soft=labels, cells=cells, **more)
+    clusters = Clusters(y * 2 + torch.arange(len(y)) % 2, torch.arange(CLASSES).repeat_interleave(2))
+    return Batch(draw(len(y), *SHAPE, seed=seed + 2) + shift[y], y, draw(len(sy), *SHAPE, seed=seed + 3) + shift[sy], sy, CLASSES, soft=labels, clusters=clusters, **more)
 
 
 def changed(batch, **new): return Batch(**{**batch.__dict__, **new})
@@ -160,19 +160,19 @@ def test_unrolling_is_training():
 
 @every_objective
 def test_losses_become_the_objective(objective):
-    "By numpy, from the losses alone: mean of class means, risk of classes, risk of cells."
+    "By numpy, from the losses alone: mean of class means, risk of classes, risk of clusters."
     net, p = smooth_net(), draw(15, seed=4).abs()
-    batch = problem(p=within_cells(problem().y, CLASSES, p))
-    losses, y, cells = objective.losses(net, batch).detach().numpy(), batch.y.numpy(), batch.cells.real.numpy()
+    batch = problem(p=within_clusters(problem().y, CLASSES, p))
+    losses, y, clusters = objective.losses(net, batch).detach().numpy(), batch.y.numpy(), batch.clusters.real.numpy()
     p = p.numpy()
     mean = lambda rows: (p[rows] * losses[rows]).sum() / p[rows].sum()
     loss, q = objective.loss(net, batch)
     assert loss.item() == pytest.approx(np.mean([mean(y == c) for c in range(CLASSES)]))
     np.testing.assert_allclose(q.numpy(), batch.p.numpy(), rtol=1e-12)
     loss, q = objective.loss(net, batch, WorstCase(), 'distance')
-    worst = max(range(6), key=lambda k: mean(cells == k))
-    assert loss.item() == pytest.approx(mean(cells == worst))
-    np.testing.assert_allclose(q.numpy(), np.where(cells == worst, CLASSES * p / p[cells == worst].sum(), 0), rtol=1e-9)
+    worst = max(range(6), key=lambda k: mean(clusters == k))
+    assert loss.item() == pytest.approx(mean(clusters == worst))
+    np.testing.assert_allclose(q.numpy(), np.where(clusters == worst, CLASSES * p / p[clusters == worst].sum(), 0), rtol=1e-9)
     loss, q = objective.loss(net, batch, WorstCase(), 'target')
     assert loss.item() == pytest.approx(np.mean([losses[y == c].max() for c in range(CLASSES)]))
     np.testing.assert_allclose(q.numpy(), sum((y == c) * (losses == losses[y == c].max()) for c in range(CLASSES)).astype(float))
@@ -184,11 +184,11 @@ def test_uniform_weights_change_nothing_and_integer_weights_are_replication(obje
     if objective == OBJECTIVES[2]: objective = KernelRidge('rbf', gamma=.1)
     net, batch = smooth_net(), problem()
     plain = objective.loss(net, batch)[0]
-    torch.testing.assert_close(objective.loss(net, changed(batch, p=within_cells(batch.y, CLASSES).double()))[0], plain)
+    torch.testing.assert_close(objective.loss(net, changed(batch, p=within_clusters(batch.y, CLASSES).double()))[0], plain)
     counts = torch.arange(len(batch.y)) % 3 + 1
     twice = torch.arange(len(batch.y)).repeat_interleave(counts)
-    replicated = changed(batch, x=batch.x[twice], y=batch.y[twice], cells=Cells(batch.cells.real[twice], batch.cells.owner))
-    weighted = changed(batch, p=within_cells(batch.y, CLASSES, counts.double()))
+    replicated = changed(batch, x=batch.x[twice], y=batch.y[twice], clusters=Clusters(batch.clusters.real[twice], batch.clusters.owner))
+    weighted = changed(batch, p=within_clusters(batch.y, CLASSES, counts.double()))
     for risk, place in (None, None), (CVaR(.4), 'target'), (MEAN_CVAR, 'distance'):
         torch.testing.assert_close(objective.loss(net, weighted, risk, place)[0], objective.loss(net, replicated, risk, place)[0])
 
@@ -290,7 +290,7 @@ def test_a_subclass_that_says_nothing():
 @pytest.mark.parametrize('objective', [KernelRidge(), KernelRidge('rbf'), Unrolled(2, .1)], ids=repr)
 def test_the_loop_optimises_images_labels_and_step_size(objective, labels):
     data = GroupedDataset(draw(24, 1, 8, 8).float(), torch.arange(24) % 2, group=torch.arange(24) // 12, groups=['a', 'b'])
-    method = Method(objective, '0.5*mean + 0.5*cvar(0.5)', 'distance', cells='groups', steps=4, batch=8, lr=.1, optimizer='adam', network='mlp', width=8, labels=labels)
+    method = Method(objective, '0.5*mean + 0.5*cvar(0.5)', 'distance', clusters='groups', steps=4, batch=8, lr=.1, optimizer='adam', network='mlp', width=8, labels=labels)
     run = Distiller(data, method, 2, 0, 'cpu')
     images, soft, learned = run.images.detach().clone(), None if labels == 'hard' else run.soft().detach().clone(), [t.detach().clone() for t in run.objective.learnable]
     assert all(np.isfinite(float(run.step())) for _ in range(4))

@@ -15,14 +15,14 @@ from rdd_nb.coresets import KMeansSelection, class_kmeans_ids
 from rdd_nb.kmeans import assign_nearest
 from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import METHODS, Distiller, Method
-from rdd_nb.matching import Batch, Cells, DistributionMatching, GradientMatching, blocks, cell_gradients, class_weights, within_cells
+from rdd_nb.matching import Batch, Clusters, DistributionMatching, GradientMatching, blocks, cluster_gradients, class_weights, within_clusters
 from rdd_nb.models import Classifier, convnet
 from rdd_nb.priors import Pixels
 from rdd_nb.risk import CVaR, Mean, Risk, TwoLevel, WorstCase
 
 
-def matching_loss(matcher, net, x, y, sizes, sx, sy, risk=None, risk_at=None, cells=None):
-    return matcher.loss(net, Batch(x, y, sx, sy, len(sizes), cells=cells), risk, risk_at)
+def matching_loss(matcher, net, x, y, sizes, sx, sy, risk=None, risk_at=None, clusters=None):
+    return matcher.loss(net, Batch(x, y, sx, sy, len(sizes), clusters=clusters), risk, risk_at)
 
 F64 = torch.float64
 MATCHERS = [DistributionMatching(), GradientMatching('cosine'), GradientMatching('l2'), GradientMatching('l1')]
@@ -63,12 +63,12 @@ def problem(sizes=(7, 5, 3), seed=0):
     return draw(len(y), *SHAPE, seed=seed + 2) + shift[y], y, list(sizes), draw(len(sy), *SHAPE, seed=seed + 3) + shift[sy], sy
 
 
-def cells_of(kind, x, y, sx, sy):
+def clusters_of(kind, x, y, sx, sy):
     "The four kinds of clusters that a method can ask for; for groups, one that nobody is in."
-    own = Cells(assign_nearest(x, sx if kind == 'synthetic' else sx.flip(1) * .5, y, sy)[0], sy, torch.arange(len(sy)))
+    own = Clusters(assign_nearest(x, sx if kind == 'synthetic' else sx.flip(1) * .5, y, sy)[0], sy, torch.arange(len(sy)))
     if kind in ('synthetic', 'initial'): return own
-    if kind == 'kmeans': return Cells(class_kmeans_ids(x, y, 3, 0), torch.arange(CLASSES).repeat_interleave(3))
-    return Cells(y * 4 + torch.arange(len(y)) % 3, torch.arange(CLASSES).repeat_interleave(4))
+    if kind == 'kmeans': return Clusters(class_kmeans_ids(x, y, 3, 0), torch.arange(CLASSES).repeat_interleave(3))
+    return Clusters(y * 4 + torch.arange(len(y)) % 3, torch.arange(CLASSES).repeat_interleave(4))
 
 
 def slope(f, at, direction, eps=1e-5): return (f(at + eps * direction) - f(at - eps * direction)) / (2 * eps)
@@ -81,8 +81,8 @@ def slope(f, at, direction, eps=1e-5): return (f(at + eps * direction) - f(at - 
 @pytest.mark.parametrize('risk, place', [(None, None), (AT_TARGET, 'target'), (MEAN_CVAR, 'distance')], ids=['plain', 'target', 'distance'])
 def test_gradient_on_pixels_is_that_of_finite_differences(matcher, kind, risk, place):
     net, (x, y, sizes, sx, sy) = smooth_net(), problem()
-    cells = cells_of(kind, x, y, sx, sy)
-    def loss(s): return matching_loss(matcher, net, x, y, sizes, s, sy, risk, place, cells)[0]
+    clusters = clusters_of(kind, x, y, sx, sy)
+    def loss(s): return matching_loss(matcher, net, x, y, sizes, s, sy, risk, place, clusters)[0]
     s = sx.clone().requires_grad_(True)
     gradient, = torch.autograd.grad(loss(s), s)
     assert (gradient.flatten(1).norm(dim=1) > 1e-8).sum() >= CLASSES      # at least one image of every class is told where to go
@@ -99,7 +99,7 @@ def test_gradient_on_the_network_is_that_of_finite_differences(kind, risk, monke
     monkeypatch.setattr(rdd_nb.distill, 'make_model', lambda *a, **k: smooth_net())
     x, y, *_ = problem()
     data = GroupedDataset(x.float(), y, group=torch.arange(len(y)) % 2, groups=['a', 'b'])
-    run = Distiller(data, Method(GradientMatching(), risk, 'network', cells=kind, steps=5, network_steps=1, network_lr=.1, network_batch=12), IPC, 0, 'cpu')
+    run = Distiller(data, Method(GradientMatching(), risk, 'network', clusters=kind, steps=5, network_steps=1, network_lr=.1, network_batch=12), IPC, 0, 'cpu')
     run.x, seen, clusters = run.x.double(), [], run.clusters
     run.stored = Pixels().begin(run.images.double())
     run.clusters = lambda index: (seen.append(index), clusters(index))[1]
@@ -129,14 +129,14 @@ def np_risk(losses, tail):
     return .5 / n + .5 * q
 
 
-def np_statistic(matcher, net, x, y, weights, cells, n_cells):
+def np_statistic(matcher, net, x, y, weights, clusters, k):
     x, W, b = x.reshape(len(x), -1), net.head.weight.detach().numpy(), net.head.bias.detach().numpy()
     scores = x @ W.T + b
     p = np.exp(scores - scores.max(1, keepdims=True))
     delta = p / p.sum(1, keepdims=True) - np.eye(len(W))[y]
     found = []
-    for k in range(n_cells):
-        own = np.where(cells == k)[0]
+    for k in range(k):
+        own = np.where(clusters == k)[0]
         w = weights[own][:, None]
         found.append([(w * x[own]).sum(0)] if isinstance(matcher, DistributionMatching) else [(w * delta[own]).T @ x[own], (w * delta[own]).sum(0)])
     return found
@@ -151,16 +151,16 @@ def np_distance(matcher, real, synthetic):
     return (1 - cosine)[np.abs(a).sum(1) > 0].sum()
 
 
-def np_distances(matcher, net, x, y, cells, sx, sy):
-    "One distance for each cell that somebody is in, and the numbers of those cells."
+def np_distances(matcher, net, x, y, clusters, sx, sy):
+    "One distance for each cell that somebody is in, and the numbers of those clusters."
     equal = lambda ids, k: 1 / np.maximum(np.bincount(ids, minlength=k), 1)[ids]
-    k = len(cells.owner)
-    real = np_statistic(matcher, net, x, y, equal(cells.real.numpy(), k), cells.real.numpy(), k)
-    if cells.synthetic is None:
+    k = len(clusters.owner)
+    real = np_statistic(matcher, net, x, y, equal(clusters.real.numpy(), k), clusters.real.numpy(), k)
+    if clusters.answer is None:
         by_class = np_statistic(matcher, net, sx, sy, equal(sy, CLASSES), sy, CLASSES)
-        synthetic = [by_class[c] for c in cells.owner.tolist()]
-    else: synthetic = np_statistic(matcher, net, sx, sy, equal(cells.synthetic.numpy(), k), cells.synthetic.numpy(), k)
-    present = np.unique(cells.real.numpy())
+        synthetic = [by_class[c] for c in clusters.owner.tolist()]
+    else: synthetic = np_statistic(matcher, net, sx, sy, equal(clusters.synthetic.numpy(), k), clusters.synthetic.numpy(), k)
+    present = np.unique(clusters.real.numpy())
     return np.array([np_distance(matcher, real[i], synthetic[i]) for i in present]), present
 
 
@@ -168,21 +168,21 @@ def np_distances(matcher, net, x, y, cells, sx, sy):
 @every_clustering
 def test_value_and_weights_at_the_distance_are_those_of_numpy(matcher, kind):
     net, (x, y, sizes, sx, sy) = linear_net(), problem()
-    cells = cells_of(kind, x, y, sx, sy)
-    loss, q = matching_loss(matcher, net, x, y, sizes, sx.clone().requires_grad_(True), sy, MEAN_CVAR, 'distance', cells)
-    distances, present = np_distances(matcher, net, x.numpy(), y.numpy(), cells, sx.numpy(), sy.numpy())
+    clusters = clusters_of(kind, x, y, sx, sy)
+    loss, q = matching_loss(matcher, net, x, y, sizes, sx.clone().requires_grad_(True), sy, MEAN_CVAR, 'distance', clusters)
+    distances, present = np_distances(matcher, net, x.numpy(), y.numpy(), clusters, sx.numpy(), sy.numpy())
     weights = np_risk(distances, .3)
     assert loss.item() == pytest.approx(CLASSES * weights @ distances, rel=1e-6)
-    np.testing.assert_allclose(np.bincount(cells.real, q.numpy(), minlength=len(cells.owner))[present], CLASSES * weights, rtol=1e-6, atol=1e-12)
-    for k in present: assert q[cells.real == k].unique().numel() == 1      # alike inside a cell
+    np.testing.assert_allclose(np.bincount(clusters.real, q.numpy(), minlength=len(clusters.owner))[present], CLASSES * weights, rtol=1e-6, atol=1e-12)
+    for k in present: assert q[clusters.real == k].unique().numel() == 1      # alike inside a cell
 
 
 @every_matcher
 @pytest.mark.parametrize('place', [None, 'target'])
 def test_value_at_the_target_is_that_of_numpy(matcher, place):
     net, (x, y, sizes, sx, sy) = linear_net(), problem()
-    cells = cells_of('groups', x, y, sx, sy)
-    loss, q = matching_loss(matcher, net, x, y, sizes, sx, sy, MEAN_CVAR, place, cells)
+    clusters = clusters_of('groups', x, y, sx, sy)
+    loss, q = matching_loss(matcher, net, x, y, sizes, sx, sy, MEAN_CVAR, place, clusters)
     if place:
         scores = x.numpy().reshape(len(x), -1) @ net.head.weight.detach().numpy().T + net.head.bias.detach().numpy()
         losses = np.log(np.exp(scores).sum(1)) - scores[np.arange(len(y)), y.numpy()]
@@ -208,13 +208,13 @@ def shuffled_cells(sizes, seed=0):
 @settings(max_examples=12)
 @given(cell_sizes())
 def test_all_cells_at_once_are_the_cells_one_by_one(sizes):
-    net, cells = smooth_net(), shuffled_cells(sizes)
-    n, k = len(cells), len(sizes)
+    net, clusters = smooth_net(), shuffled_cells(sizes)
+    n, k = len(clusters), len(sizes)
     x, y = draw(n, *SHAPE).requires_grad_(True), torch.arange(n) % CLASSES
-    w = within_cells(cells, k, torch.rand(n, generator=torch.Generator().manual_seed(1), dtype=F64) + .1)
+    w = within_clusters(clusters, k, torch.rand(n, generator=torch.Generator().manual_seed(1), dtype=F64) + .1)
     by_hand = []
     for c in range(k):
-        own = cells == c
+        own = clusters == c
         if own.any():
             value = (w[own] * nn.functional.cross_entropy(net(x[own]), y[own], reduction='none')).sum()
             by_hand.append(torch.autograd.grad(value, list(net.parameters()), create_graph=True))
@@ -224,24 +224,24 @@ def test_all_cells_at_once_are_the_cells_one_by_one(sizes):
     score = lambda gs: sum((g * t).sum() for g, t in zip(gs, target))
     slopes, = torch.autograd.grad(score(by_hand), x)
     for batched in (True, False):
-        found = cell_gradients(net, x, y, w, cells, k, batched=batched)
+        found = cluster_gradients(net, x, y, w, clusters, k, batched=batched)
         for a, b in zip(found, by_hand): torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(torch.autograd.grad(score(found), x)[0], slopes, rtol=1e-9, atol=1e-12)
-    means, = DistributionMatching().statistic(net, x, y, w, cells, k)
+    means, = DistributionMatching().statistic(net, x, y, w, clusters, k)
     features = net.features(x)
-    for c in range(k): torch.testing.assert_close(means[c], (w[cells == c, None] * features[cells == c]).sum(0), rtol=1e-9, atol=1e-12)
+    for c in range(k): torch.testing.assert_close(means[c], (w[clusters == c, None] * features[clusters == c]).sum(0), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize('metric', ['cosine', 'l2', 'l1'])
 @pytest.mark.parametrize('kind', ['synthetic', 'groups'])
 def test_the_matching_loss_does_not_depend_on_the_strategy(metric, kind, monkeypatch):
     net, (x, y, sizes, sx, sy) = smooth_net(), problem((9, 2, 1))
-    cells, found = cells_of('groups' if kind == 'groups' else 'synthetic', x, y, sx, sy), []
+    clusters, found = clusters_of('groups' if kind == 'groups' else 'synthetic', x, y, sx, sy), []
     for batched in (True, False):
         monkeypatch.setattr(rdd_nb.matching, '_batched', lambda *_: batched)
         s = sx.clone().requires_grad_(True)
         for place, risk in (('distance', MEAN_CVAR), ('target', AT_TARGET)):
-            loss, q = matching_loss(GradientMatching(metric), net, x, y, sizes, s, sy, risk, place, cells)
+            loss, q = matching_loss(GradientMatching(metric), net, x, y, sizes, s, sy, risk, place, clusters)
             found += [loss.detach(), q, torch.autograd.grad(loss, s)[0]]
     for a, b in zip(found[:6], found[6:]): torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
@@ -249,11 +249,11 @@ def test_the_matching_loss_does_not_depend_on_the_strategy(metric, kind, monkeyp
 @settings(max_examples=40)
 @given(cell_sizes())
 def test_blocks_hold_every_sample_once(sizes):
-    cells = shuffled_cells(sizes, 3)
-    index, mask = blocks(cells, len(sizes))
+    clusters = shuffled_cells(sizes, 3)
+    index, mask = blocks(clusters, len(sizes))
     assert index.shape == mask.shape == (len(sizes), max(sizes))
-    assert mask.sum(1).tolist() == sizes and sorted(index[mask].tolist()) == list(range(len(cells)))
-    assert all((cells[i[m]] == c).all() for c, (i, m) in enumerate(zip(index, mask)))
+    assert mask.sum(1).tolist() == sizes and sorted(index[mask].tolist()) == list(range(len(clusters)))
+    assert all((clusters[i[m]] == c).all() for c, (i, m) in enumerate(zip(index, mask)))
 
 
 # Where the loss must be zero, and what it must not depend on
@@ -262,10 +262,10 @@ def test_blocks_hold_every_sample_once(sizes):
 def test_no_distance_where_the_synthetic_samples_are_the_real_ones(matcher):
     net, (x, y, sizes, *_) = smooth_net(), problem()
     s = x.clone().requires_grad_(True)
-    alone = Cells(torch.arange(len(x)), y, torch.arange(len(x)))
-    classes = Cells(y, torch.arange(CLASSES))
-    for risk, place, cells in ((None, None, None), (Mean(), 'target', classes), (MEAN_CVAR, 'distance', alone), (MEAN_CVAR, 'distance', classes)):
-        assert abs(matching_loss(matcher, net, x, y, sizes, s, y, risk, place, cells)[0].item()) < 1e-5
+    alone = Clusters(torch.arange(len(x)), y, torch.arange(len(x)))
+    classes = Clusters(y, torch.arange(CLASSES))
+    for risk, place, clusters in ((None, None, None), (Mean(), 'target', classes), (MEAN_CVAR, 'distance', alone), (MEAN_CVAR, 'distance', classes)):
+        assert abs(matching_loss(matcher, net, x, y, sizes, s, y, risk, place, clusters)[0].item()) < 1e-5
     if isinstance(matcher, DistributionMatching) or matcher.metric == 'l2':      # the others have a kink or a division there
         gradient, = torch.autograd.grad(matching_loss(matcher, net, x, y, sizes, s, y, MEAN_CVAR, 'distance', alone)[0], s)
         assert gradient.abs().max() < 1e-6
@@ -277,19 +277,19 @@ def test_no_distance_where_the_synthetic_samples_are_the_real_ones(matcher):
 @every_clustering
 @pytest.mark.parametrize('risk, place', [(None, None), (AT_TARGET, 'target'), (MEAN_CVAR, 'distance')], ids=['plain', 'target', 'distance'])
 def test_order_does_not_matter(matcher, kind, risk, place):
-    "Neither that of the classes nor that of samples and cells."
+    "Neither that of the classes nor that of samples and clusters."
     net, (x, y, sizes, sx, sy) = smooth_net(), problem()
-    cells = cells_of(kind, x, y, sx, sy)
-    loss, q = matching_loss(matcher, net, x, y, sizes, sx, sy, risk, place, cells)
+    clusters = clusters_of(kind, x, y, sx, sy)
+    loss, q = matching_loss(matcher, net, x, y, sizes, sx, sy, risk, place, clusters)
     g = torch.Generator().manual_seed(4)
-    label, name = torch.tensor([2, 0, 1]), torch.randperm(len(cells.owner), generator=g)          # new numbers of classes and cells
+    label, name = torch.tensor([2, 0, 1]), torch.randperm(len(clusters.owner), generator=g)          # new numbers of classes and clusters
     other = smooth_net()
     with torch.no_grad():
         for p, old in zip(other.head.parameters(), net.head.parameters()): p[label] = old
     mixed = torch.randperm(len(y), generator=g)
     order = mixed[label[y][mixed].argsort(stable=True)]                                            # by new class, shuffled inside
     s_order = torch.randperm(len(sy), generator=g)
-    renamed = Cells(name[cells.real][order], label[cells.owner][name.argsort()], None if cells.synthetic is None else name[cells.synthetic][s_order])
+    renamed = Clusters(name[clusters.real][order], label[clusters.owner][name.argsort()], None if clusters.answer is None else name[clusters.answer][s_order])
     new, new_q = matching_loss(matcher, other, x[order], label[y][order], [sizes[c] for c in label.argsort().tolist()], sx[s_order], label[sy][s_order], risk, place, renamed)
     torch.testing.assert_close(new, loss, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(new_q, q[order], rtol=1e-6, atol=1e-9)
@@ -306,14 +306,14 @@ class Fixed(Risk, names=()):
 @every_matcher
 def test_equal_weights_are_plain_matching(matcher):
     net, (x, y, sizes, sx, sy) = smooth_net(), problem()
-    def run(risk, place, cells=None):
+    def run(risk, place, clusters=None):
         s = sx.clone().requires_grad_(True)
-        loss, q = matching_loss(matcher, net, x, y, sizes, s, sy, risk, place, cells)
+        loss, q = matching_loss(matcher, net, x, y, sizes, s, sy, risk, place, clusters)
         return loss.detach(), torch.autograd.grad(loss, s)[0], q.double()
-    plain, groups = run(None, None), cells_of('groups', x, y, sx, sy)
-    for risk, place, cells in ((Mean(), 'target', groups), (TwoLevel(Mean(), Mean(), 'proportional'), 'target', groups),
-                               (Fixed([torch.full((s,), 1 / s) for s in sizes]), 'target', groups), (Mean(), 'distance', Cells(y, torch.arange(CLASSES)))):
-        for a, b in zip(run(risk, place, cells), plain): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
+    plain, groups = run(None, None), clusters_of('groups', x, y, sx, sy)
+    for risk, place, clusters in ((Mean(), 'target', groups), (TwoLevel(Mean(), Mean(), 'proportional'), 'target', groups),
+                               (Fixed([torch.full((s,), 1 / s) for s in sizes]), 'target', groups), (Mean(), 'distance', Clusters(y, torch.arange(CLASSES)))):
+        for a, b in zip(run(risk, place, clusters), plain): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
     for a, b in zip(run(CVaR(.4), 'target', groups)[:2], plain): assert not torch.allclose(a, b, rtol=1e-2)
 
 
@@ -328,24 +328,24 @@ def test_whole_weights_are_copies(matcher, copies):
     q = [w / w.sum() for w in weights.split(sizes)]
     def run(x, y, sizes, risk, place):
         s = sx.clone().requires_grad_(True)
-        loss, _ = matching_loss(matcher, net, x, y, sizes, s, sy, risk, place, Cells(y, torch.arange(CLASSES)))
+        loss, _ = matching_loss(matcher, net, x, y, sizes, s, sy, risk, place, Clusters(y, torch.arange(CLASSES)))
         return loss.detach(), torch.autograd.grad(loss, s)[0]
     weighted = run(x, y, sizes, Fixed(q), 'target')
     for a, b in zip(weighted, run(x[again], y[again], torch.bincount(y[again], minlength=CLASSES).tolist(), None, None)): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
-    ids = torch.arange(len(y)) % 4                                                                  # cells for the statistic itself
-    one = matcher.statistic(net, x, y, within_cells(ids, 4, weights), ids, 4)
-    two = matcher.statistic(net, x[again], y[again], within_cells(ids[again], 4, torch.ones(len(again), dtype=F64)), ids[again], 4)
+    ids = torch.arange(len(y)) % 4                                                                  # clusters for the statistic itself
+    one = matcher.statistic(net, x, y, within_clusters(ids, 4, weights), ids, 4)
+    two = matcher.statistic(net, x[again], y[again], within_clusters(ids[again], 4, torch.ones(len(again), dtype=F64)), ids[again], 4)
     for a, b in zip(one, two): torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
 @settings(max_examples=40)
 @given(cell_sizes(), st.integers(0, 5))
 def test_weights_inside_cells_add_up_to_one(sizes, seed):
-    cells = shuffled_cells(sizes, seed)
-    for weights in (None, torch.rand(len(cells), generator=torch.Generator().manual_seed(seed))):
-        total = torch.zeros(len(sizes)).index_add_(0, cells, within_cells(cells, len(sizes), weights))
+    clusters = shuffled_cells(sizes, seed)
+    for weights in (None, torch.rand(len(clusters), generator=torch.Generator().manual_seed(seed))):
+        total = torch.zeros(len(sizes)).index_add_(0, clusters, within_clusters(clusters, len(sizes), weights))
         assert all(t == pytest.approx(float(s > 0), abs=1e-5) for t, s in zip(total.tolist(), sizes))
-    assert (within_cells(cells, len(sizes), torch.zeros(len(cells))) == 0).all()      # a cell without weight: no NaN
+    assert (within_clusters(clusters, len(sizes), torch.zeros(len(clusters))) == 0).all()      # a cell without weight: no NaN
 
 
 # The adversary against linear programs
@@ -362,7 +362,7 @@ def losses_of(net, x, y):
 @pytest.mark.parametrize('tail', [.1, .37, .5, 1.])
 def test_cvar_weights_at_the_target_solve_the_linear_program(tail):
     net, (x, y, sizes, *_) = smooth_net(), problem((11, 8, 1))
-    q = class_weights(net, x, y, sizes, CVaR(tail), Cells(y, torch.arange(CLASSES)))
+    q = class_weights(net, x, y, sizes, CVaR(tail), Clusters(y, torch.arange(CLASSES)))
     for l, found in zip(losses_of(net, x, y).split(sizes), q.split(sizes)):
         v = cvxpy.Variable(len(l), nonneg=True)
         expected = solve(v, v @ l.numpy(), [cvxpy.sum(v) == 1, v <= 1 / (len(l) * tail)])
@@ -373,9 +373,9 @@ def test_cvar_weights_at_the_target_solve_the_linear_program(tail):
 def test_two_level_weights_at_the_target_solve_the_linear_program(tail):
     "CVaR inside clusters, then half the mean and half the maximum over the clusters: Eq. 2 of the paper."
     net, (x, y, sizes, sx, sy) = smooth_net(), problem((11, 8, 4))
-    cells = cells_of('groups', x, y, sx, sy)
-    q = class_weights(net, x, y, sizes, TwoLevel(CVaR(tail), .5 * Mean() + .5 * WorstCase()), cells)
-    for l, ids, found in zip(losses_of(net, x, y).split(sizes), cells.real.split(sizes), q.split(sizes)):
+    clusters = clusters_of('groups', x, y, sx, sy)
+    q = class_weights(net, x, y, sizes, TwoLevel(CVaR(tail), .5 * Mean() + .5 * WorstCase()), clusters)
+    for l, ids, found in zip(losses_of(net, x, y).split(sizes), clusters.real.split(sizes), q.split(sizes)):
         present = ids.unique().tolist()
         v, r = cvxpy.Variable(len(l), nonneg=True), cvxpy.Variable(len(present), nonneg=True)
         rules = [cvxpy.sum(r) == 1]
@@ -389,12 +389,12 @@ def test_two_level_weights_at_the_target_solve_the_linear_program(tail):
 @every_matcher
 def test_weights_over_the_distances_solve_the_linear_program(matcher):
     net, (x, y, sizes, sx, sy) = linear_net(), problem()
-    cells = cells_of('kmeans', x, y, sx, sy)
-    loss, q = matching_loss(matcher, net, x, y, sizes, sx, sy, CVaR(.35), 'distance', cells)
-    distances, present = np_distances(matcher, net, x.numpy(), y.numpy(), cells, sx.numpy(), sy.numpy())
+    clusters = clusters_of('kmeans', x, y, sx, sy)
+    loss, q = matching_loss(matcher, net, x, y, sizes, sx, sy, CVaR(.35), 'distance', clusters)
+    distances, present = np_distances(matcher, net, x.numpy(), y.numpy(), clusters, sx.numpy(), sy.numpy())
     v = cvxpy.Variable(len(present), nonneg=True)
     expected = solve(v, v @ distances, [cvxpy.sum(v) == 1, v <= 1 / (len(present) * .35)])
-    np.testing.assert_allclose(np.bincount(cells.real, q.numpy(), minlength=len(cells.owner))[present] / CLASSES, expected, atol=1e-6)
+    np.testing.assert_allclose(np.bincount(clusters.real, q.numpy(), minlength=len(clusters.owner))[present] / CLASSES, expected, atol=1e-6)
     assert loss.item() == pytest.approx(CLASSES * expected @ distances, rel=1e-6)
 
 
@@ -419,7 +419,7 @@ def first_step(monkeypatch, data, risk, place, kind, ipc=3):
     "A `Distiller` with the linear network after one step, and its images before."
     monkeypatch.setattr(rdd_nb.distill, 'make_model', lambda *a, **k: linear_net(2).float())
     matcher, lr = PLACES.get(place, PLACES['target'])
-    method = Method(matcher, risk, place if risk else None, cells=kind, steps=10, lr=lr, batch=1000, network_steps=int(place == 'network'), network_batch=1000)
+    method = Method(matcher, risk, place if risk else None, clusters=kind, steps=10, lr=lr, batch=1000, network_steps=int(place == 'network'), network_batch=1000)
     run = Distiller(data, method, ipc, 0, 'cpu')
     before = run.images.detach().clone()
     run.step()
@@ -524,10 +524,10 @@ def test_a_cell_that_nobody_is_in_has_no_say():
     for matcher in MATCHERS:
         real = torch.where(y == 0, 0, torch.where(y == 1, 2, 4))                    # synthetic samples 1, 3 and 5 stay alone
         s = sx.clone().requires_grad_(True)
-        loss, q = matching_loss(matcher, net, x, y, sizes, s, sy, .5 * Mean() + .5 * WorstCase(), 'distance', Cells(real, sy, torch.arange(6)))
+        loss, q = matching_loss(matcher, net, x, y, sizes, s, sy, .5 * Mean() + .5 * WorstCase(), 'distance', Clusters(real, sy, torch.arange(6)))
         gradient, = torch.autograd.grad(loss, s)
         assert (gradient[1::2] == 0).all() and (gradient[0::2].flatten(1).norm(dim=1) > 0).all()
-        fewer = matching_loss(matcher, net, x, y, sizes, sx[0::2], sy[0::2], .5 * Mean() + .5 * WorstCase(), 'distance', Cells(y, torch.arange(3), torch.arange(3)))[0]
+        fewer = matching_loss(matcher, net, x, y, sizes, sx[0::2], sy[0::2], .5 * Mean() + .5 * WorstCase(), 'distance', Clusters(y, torch.arange(3), torch.arange(3)))[0]
         torch.testing.assert_close(loss.detach(), fewer, rtol=1e-6, atol=1e-9)
         assert q.sum().item() == pytest.approx(CLASSES)
 
@@ -542,7 +542,7 @@ def test_dead_units_give_no_nan(metric):
     x, y, sizes, sx, sy = problem()
     sx[0] = 0
     s = sx.requires_grad_(True)
-    loss, _ = matching_loss(GradientMatching(metric), net, x, y, sizes, s, sy, MEAN_CVAR, 'distance', Cells(assign_nearest(x, sx, y, sy)[0], sy, torch.arange(6)))
+    loss, _ = matching_loss(GradientMatching(metric), net, x, y, sizes, s, sy, MEAN_CVAR, 'distance', Clusters(assign_nearest(x, sx, y, sy)[0], sy, torch.arange(6)))
     gradient, = torch.autograd.grad(loss, s)
     assert loss.isfinite() and gradient.isfinite().all()
     alike, _ = matching_loss(GradientMatching(metric), net, x, y, sizes, x.clone().requires_grad_(True), y)
@@ -555,7 +555,7 @@ def test_real_samples_and_network_get_no_gradient():
         net, (x, y, sizes, sx, sy) = smooth_net(), problem()
         x.requires_grad_(True)
         s = sx.clone().requires_grad_(True)
-        matching_loss(matcher, net, x, y, sizes, s, sy, MEAN_CVAR, 'distance', cells_of('groups', x, y, sx, sy))[0].backward()
+        matching_loss(matcher, net, x, y, sizes, s, sy, MEAN_CVAR, 'distance', clusters_of('groups', x, y, sx, sy))[0].backward()
         assert x.grad is None and s.grad is not None
         if isinstance(matcher, GradientMatching): assert all(p.grad is None for p in net.parameters())
 

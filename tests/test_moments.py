@@ -10,7 +10,7 @@ from torch import nn
 from rdd_nb.core import generator
 from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import Distiller, Method
-from rdd_nb.matching import Batch, Cells, DistributionMatching, within_cells
+from rdd_nb.matching import Batch, Clusters, DistributionMatching, within_clusters
 from rdd_nb.models import Classifier, make_model
 from rdd_nb.moments import CharacteristicMatching, KernelMatching, MomentMatching, feature_spread
 from rdd_nb.risk import CVaR, Mean, Risk, TwoLevel
@@ -48,7 +48,7 @@ def problem(sizes=(7, 5, 6), ipc=3):
     return smooth_net(), Batch(x, y, draw(len(sy), 4, seed='s'), sy, CLASSES, generator=None)
 
 
-def cells_of(batch, k=2): return Cells(batch.y * k + torch.arange(len(batch.y)) % k, torch.arange(CLASSES).repeat_interleave(k))
+def clusters_of(batch, k=2): return Clusters(batch.y * k + torch.arange(len(batch.y)) % k, torch.arange(CLASSES).repeat_interleave(k))
 
 
 # Against the definitions, with loops in numpy
@@ -87,12 +87,12 @@ def np_spread(f):
 def test_loss_from_the_definition(matcher, place):
     net, b = problem()
     weights = torch.rand(len(b.y), generator=generator('q'), dtype=F64)
-    weights = within_cells(b.y, CLASSES, weights)
-    cells = Cells(torch.arange(len(b.y)), b.y) if place == 'target' else cells_of(b)
-    loss, q = matcher.loss(net, dataclasses.replace(b, cells=cells), Fixed(weights) if place == 'target' else .5 * Mean() + .5 * CVaR(.3) if place else None, place)
+    weights = within_clusters(b.y, CLASSES, weights)
+    clusters = Clusters(torch.arange(len(b.y)), b.y) if place == 'target' else clusters_of(b)
+    loss, q = matcher.loss(net, dataclasses.replace(b, clusters=clusters), Fixed(weights) if place == 'target' else .5 * Mean() + .5 * CVaR(.3) if place else None, place)
     f, g = (net.features(v).detach().numpy() for v in (b.x, b.sx))
     s, t = np_spread(f), torch.randn(4, getattr(matcher, 'frequencies', 1), generator=generator('frequencies', 0), dtype=F64).numpy()
-    ids, owner = (cells.real.numpy(), cells.owner.numpy()) if place == 'distance' else (b.y.numpy(), np.arange(CLASSES))
+    ids, owner = (clusters.real.numpy(), clusters.owner.numpy()) if place == 'distance' else (b.y.numpy(), np.arange(CLASSES))
     distances = []
     for k, c in enumerate(owner):
         mine, own = ids == k, b.sy.numpy() == c
@@ -113,7 +113,7 @@ def test_loss_from_the_definition(matcher, place):
 @pytest.mark.parametrize('place', [None, 'distance'])
 def test_gradient_against_finite_differences(matcher, place):
     net, b = problem((4, 3, 3), 2)
-    b = dataclasses.replace(b, cells=cells_of(b))
+    b = dataclasses.replace(b, clusters=clusters_of(b))
     f = lambda s: matcher.loss(net, dataclasses.replace(b, sx=s), CVaR(.5) if place else None, place)[0]
     assert torch.autograd.gradcheck(f, b.sx.clone().requires_grad_(), atol=1e-6)
 
@@ -122,14 +122,14 @@ def test_gradient_against_finite_differences(matcher, place):
 @settings(max_examples=10)
 @given(st.lists(st.integers(0, 6), min_size=4, max_size=4).filter(lambda s: sum(s) > 0), st.integers(0, 3))
 def test_batched_equals_cell_by_cell(matcher, sizes, seed):
-    "Padded blocks, with cells of all sizes and empty ones, against one call for each cell."
+    "Padded blocks, with clusters of all sizes and empty ones, against one call for each cell."
     net = smooth_net()
     ids = torch.arange(4).repeat_interleave(torch.tensor(sizes))
     ids = ids[torch.randperm(len(ids), generator=generator(seed))]
-    x, w = draw(len(ids), 4, seed=seed), within_cells(ids, 4, torch.rand(len(ids), generator=generator(seed), dtype=F64))
+    x, w = draw(len(ids), 4, seed=seed), within_clusters(ids, 4, torch.rand(len(ids), generator=generator(seed), dtype=F64))
     other = draw(8, 4, seed='o')
     oy = torch.arange(4).repeat_interleave(2)
-    answer = matcher.statistic(net, other, oy, within_cells(oy, 4), oy, 4)
+    answer = matcher.statistic(net, other, oy, within_clusters(oy, 4), oy, 4)
     found = matcher.distance(matcher.statistic(net, x, ids, w, ids, 4), answer)
     for k in range(4):
         own = ids == k
@@ -183,8 +183,8 @@ def test_order_of_classes_and_samples(matcher):
 def test_uniform_weights_are_the_plain_loss(matcher):
     net, b = problem()
     plain, q = matcher.loss(net, b)
-    equal = within_cells(b.y, CLASSES).double()
-    weighted, q2 = matcher.loss(net, dataclasses.replace(b, cells=Cells(torch.arange(len(b.y)), b.y)), Fixed(equal), 'target')
+    equal = within_clusters(b.y, CLASSES).double()
+    weighted, q2 = matcher.loss(net, dataclasses.replace(b, clusters=Clusters(torch.arange(len(b.y)), b.y)), Fixed(equal), 'target')
     torch.testing.assert_close(plain, weighted); torch.testing.assert_close(q.double(), q2.double())
     torch.testing.assert_close(matcher.loss(net, dataclasses.replace(b, p=equal))[0], plain)
 
@@ -197,8 +197,8 @@ def test_integer_weights_are_copies(matcher, copies):
     counts = torch.tensor(copies, dtype=F64)
     again = torch.arange(18).repeat_interleave(torch.tensor(copies))
     def distances(x, y, w):
-        real = matcher.statistic(net, x, y, within_cells(y, CLASSES, w), y, CLASSES)
-        return matcher.distance(real, matcher.statistic(net, b.sx, b.sy, within_cells(b.sy, CLASSES), b.sy, CLASSES))
+        real = matcher.statistic(net, x, y, within_clusters(y, CLASSES, w), y, CLASSES)
+        return matcher.distance(real, matcher.statistic(net, b.sx, b.sy, within_clusters(b.sy, CLASSES), b.sy, CLASSES))
     torch.testing.assert_close(distances(b.x, b.y, counts), distances(b.x[again], b.y[again], torch.ones(len(again), dtype=F64)), rtol=1e-6, atol=1e-9)
 
 
@@ -251,7 +251,7 @@ def test_extreme_features(matcher):
     "Real samples that are all alike, and an empty cell: finite loss and gradient."
     net, b = problem()
     s = b.sx.clone().requires_grad_()
-    alike = dataclasses.replace(b, x=torch.ones_like(b.x), sx=s, cells=Cells(b.y * 2, torch.arange(CLASSES).repeat_interleave(2)))
+    alike = dataclasses.replace(b, x=torch.ones_like(b.x), sx=s, clusters=Clusters(b.y * 2, torch.arange(CLASSES).repeat_interleave(2)))
     for batch in (alike, dataclasses.replace(alike, x=b.x)):
         loss, _ = matcher.loss(net, batch, Mean(), 'distance')
         assert torch.isfinite(loss) and torch.isfinite(torch.autograd.grad(loss, s)[0]).all()
@@ -264,9 +264,9 @@ def test_one_synthetic_sample_where_two_are_needed():
     for m in (MomentMatching(), KernelMatching(unbiased=True)):
         with pytest.raises(ValueError, match='at least 2 synthetic samples in a class, got 1: choose a larger ipc'): m.loss(net, b)
     net, b = problem(ipc=2)
-    own = dataclasses.replace(b, cells=Cells(b.y * 2 + torch.arange(18) % 2, b.sy, torch.arange(6)))
+    own = dataclasses.replace(b, clusters=Clusters(b.y * 2 + torch.arange(18) % 2, b.sy, torch.arange(6)))
     for m in (MomentMatching(), KernelMatching(unbiased=True)):
-        with pytest.raises(ValueError, match="in a cell, got 1: choose cells='kmeans' or 'groups'"): m.loss(net, own, CVaR(.5), 'distance')
+        with pytest.raises(ValueError, match="in a cell, got 1: choose clusters='kmeans' or 'groups'"): m.loss(net, own, CVaR(.5), 'distance')
         m.loss(net, own, CVaR(.5), 'target')
     for m in (CharacteristicMatching(8), KernelMatching()): m.loss(net, own, CVaR(.5), 'distance')
 
@@ -293,7 +293,7 @@ def test_on_a_convnet_in_single_precision(matcher):
     y = torch.arange(CLASSES).repeat_interleave(10)
     x, s = torch.randn(30, 1, 8, 8, generator=generator(0)), torch.randn(12, 1, 8, 8, generator=generator(1)).requires_grad_()
     sy = torch.arange(CLASSES).repeat_interleave(4)
-    b = Batch(x, y, s, sy, CLASSES, cells=Cells(y * 2 + torch.arange(30) % 2, torch.arange(CLASSES).repeat_interleave(2)), generator=generator(2))
+    b = Batch(x, y, s, sy, CLASSES, clusters=Clusters(y * 2 + torch.arange(30) % 2, torch.arange(CLASSES).repeat_interleave(2)), generator=generator(2))
     for risk, place in ((None, None), (TwoLevel(Mean(), Mean()), 'target'), (CVaR(.5), 'distance')):
         loss, q = matcher.loss(net, b, risk, place)
         slope, = torch.autograd.grad(loss, s)
@@ -305,7 +305,7 @@ def test_on_a_convnet_in_single_precision(matcher):
 def test_in_the_loop(matcher, place):
     y = torch.arange(CLASSES).repeat_interleave(8)
     data = GroupedDataset(draw(24, 1, 8, 8).float(), y)
-    method = Method(matcher, CVaR(.5) if place else None, place, cells='kmeans', cells_per_class=2, steps=2, lr=.1, optimizer='adam', width=4)
+    method = Method(matcher, CVaR(.5) if place else None, place, clusters='kmeans', cells_per_class=2, steps=2, lr=.1, optimizer='adam', width=4)
     runs = [Distiller(data, method, 2, 0, 'cpu') for _ in range(2)]
     for run in runs: run.step(), run.step()
     assert torch.equal(runs[0].images, runs[1].images) and (runs[0].images - runs[0].initial).abs().max() > .01

@@ -11,7 +11,7 @@ from torch import nn
 from rdd_nb.core import generator
 from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import Distiller, Method
-from rdd_nb.matching import Batch, Cells, Setup, within_cells
+from rdd_nb.matching import Batch, Clusters, Setup, within_clusters
 from rdd_nb.models import Classifier, make_model
 from rdd_nb.risk import CVaR, Mean, Risk
 from rdd_nb.teacher import BatchNormAlignment, alignment, kept_statistics, layer_statistics, random_crops, select_patches, soft_labels, train_teacher
@@ -52,9 +52,9 @@ def problem(sizes=(4, 3, 5), ipc=2):
     return Batch(draw(len(y), *SHAPE, seed='x'), y, draw(len(sy), *SHAPE, seed='s'), sy, CLASSES)
 
 
-def cells_of(b, own=False):
+def clusters_of(b, own=False):
     ids = b.y * 2 + torch.arange(len(b.y)) % 2
-    return Cells(ids, torch.arange(CLASSES).repeat_interleave(2), torch.arange(6) if own else None)
+    return Clusters(ids, torch.arange(CLASSES).repeat_interleave(2), torch.arange(6) if own else None)
 
 
 def np_statistics(net, x, w):
@@ -78,22 +78,22 @@ def np_alignment(real, mine, net):
 def test_loss_from_the_definition(place):
     it, b = objective(.7), problem()
     net = it.teacher
-    q = within_cells(b.y, CLASSES, torch.rand(len(b.y), generator=generator('q'), dtype=F64))
+    q = within_clusters(b.y, CLASSES, torch.rand(len(b.y), generator=generator('q'), dtype=F64))
     equal = lambda n: torch.full((n,), 1 / n, dtype=F64)
     expected = F.cross_entropy(net(b.sx), b.sy).item()
     if place in (None, 'target'):
         real = np_statistics(net, b.x, q / CLASSES) if place else [(m.running_mean.numpy(), m.running_var.numpy()) for m in (net.body[1], net.body[6])]
         expected += .7 * np_alignment(real, np_statistics(net, b.sx, equal(6)), net)
-        loss, weights = it.loss(None, dataclasses.replace(b, cells=Cells(torch.arange(len(b.y)), b.y)), Fixed(q) if place else None, place)
+        loss, weights = it.loss(None, dataclasses.replace(b, clusters=Clusters(torch.arange(len(b.y)), b.y)), Fixed(q) if place else None, place)
     else:
-        cells = cells_of(b, place == 'own')
+        clusters = clusters_of(b, place == 'own')
         D = []
-        for k, c in enumerate(cells.owner):
+        for k, c in enumerate(clusters.owner):
             mine = torch.arange(6) == k if place == 'own' else b.sy == c
-            own = cells.real == k
+            own = clusters.real == k
             D.append(np_alignment(np_statistics(net, b.x[own], equal(int(own.sum()))), np_statistics(net, b.sx[mine], equal(int(mine.sum()))), net))
         expected += .7 * (.5 * np.mean(D) + .5 * max(D))
-        loss, weights = it.loss(None, dataclasses.replace(b, cells=cells), .5 * Mean() + .5 * CVaR(1e-6), 'distance')
+        loss, weights = it.loss(None, dataclasses.replace(b, clusters=clusters), .5 * Mean() + .5 * CVaR(1e-6), 'distance')
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert weights.sum().item() == pytest.approx(CLASSES, rel=1e-5)
 
@@ -101,7 +101,7 @@ def test_loss_from_the_definition(place):
 @pytest.mark.parametrize('place', [None, 'target', 'distance'])
 def test_gradient_against_finite_differences(place):
     it, b = objective(), problem()
-    b = dataclasses.replace(b, cells=cells_of(b))
+    b = dataclasses.replace(b, clusters=clusters_of(b))
     f = lambda s: it.loss(None, dataclasses.replace(b, sx=s), CVaR(.5) if place else None, place)[0]
     assert torch.autograd.gradcheck(f, b.sx.clone().requires_grad_())
 
@@ -111,15 +111,15 @@ def test_gradient_against_finite_differences(place):
 def test_integer_weights_are_copies(copies):
     net, b = smooth_teacher(), problem()
     counts, again = torch.tensor(copies, dtype=F64), torch.arange(12).repeat_interleave(torch.tensor(copies))
-    one = layer_statistics(net, b.x, within_cells(b.y, CLASSES, counts), b.y, CLASSES)[1]
-    two = layer_statistics(net, b.x[again], within_cells(b.y[again], CLASSES, torch.ones(len(again), dtype=F64)), b.y[again], CLASSES)[1]
+    one = layer_statistics(net, b.x, within_clusters(b.y, CLASSES, counts), b.y, CLASSES)[1]
+    two = layer_statistics(net, b.x[again], within_clusters(b.y[again], CLASSES, torch.ones(len(again), dtype=F64)), b.y[again], CLASSES)[1]
     for a, c in zip(one, two):
         for u, v in zip(a, c): torch.testing.assert_close(u, v)
 
 
 def test_cells_together_are_cells_one_by_one():
     net, ids = smooth_teacher(), torch.tensor([2, 0, 2, 2, 0])                # cell 1 is empty
-    x, w = draw(5, *SHAPE), within_cells(ids, 3, torch.rand(5, dtype=F64, generator=generator(0)))
+    x, w = draw(5, *SHAPE), within_clusters(ids, 3, torch.rand(5, dtype=F64, generator=generator(0)))
     found = layer_statistics(net, x, w, ids, 3)[1]
     for k in (0, 2):
         alone = layer_statistics(net, x[ids == k], w[ids == k], ids[ids == k] * 0, 1)[1]
@@ -131,7 +131,7 @@ def test_cells_together_are_cells_one_by_one():
 def test_nothing_left_to_align_where_both_sides_are_the_same():
     it, b = objective(100.), problem((3, 3, 3), 3)
     s = b.x.clone().requires_grad_()
-    b = dataclasses.replace(b, sx=s, sy=b.y, cells=cells_of(b))
+    b = dataclasses.replace(b, sx=s, sy=b.y, clusters=clusters_of(b))
     plain = F.cross_entropy(it.teacher(s), b.y)
     loss, q = it.loss(None, b, Mean(), 'target')
     assert loss.item() == pytest.approx(plain.item(), abs=1e-6)
@@ -143,18 +143,18 @@ def test_order_of_classes_and_samples():
     it, b = objective(), problem()
     new = torch.tensor([1, 2, 0])
     for risk, place in ((None, None), (Mean(), 'target'), (CVaR(.5), 'distance')):
-        loss = it.loss(None, dataclasses.replace(b, cells=cells_of(b)), risk, place)[0]
+        loss = it.loss(None, dataclasses.replace(b, clusters=clusters_of(b)), risk, place)[0]
         order, sorder, other = new[b.y].argsort(stable=True), new[b.sy].argsort(stable=True), copy.deepcopy(it)
         rows = torch.argsort(new)
         other.teacher.head.weight.data, other.teacher.head.bias.data = it.teacher.head.weight[rows], it.teacher.head.bias[rows]
-        cells = Cells(cells_of(b).real[order], new[cells_of(b).owner])
-        renamed = dataclasses.replace(b, x=b.x[order], y=new[b.y][order], sx=b.sx[sorder], sy=new[b.sy][sorder], cells=cells)
+        clusters = Clusters(clusters_of(b).real[order], new[clusters_of(b).owner])
+        renamed = dataclasses.replace(b, x=b.x[order], y=new[b.y][order], sx=b.sx[sorder], sy=new[b.sy][sorder], clusters=clusters)
         torch.testing.assert_close(other.loss(None, renamed, risk, place)[0], loss)
 
 
 def test_the_risk_reaches_the_pixels():
     it, b = objective(), problem()
-    b = dataclasses.replace(b, cells=cells_of(b))
+    b = dataclasses.replace(b, clusters=clusters_of(b))
     slopes = {}
     for place in ('target', 'distance'):
         for risk in (Mean(), CVaR(.2)):
@@ -234,7 +234,7 @@ def test_temperature(t):
 def test_in_the_loop(place):
     y = torch.arange(CLASSES).repeat_interleave(8)
     data = GroupedDataset(draw(24, 1, 8, 8).float(), y)
-    method = Method(BatchNormAlignment(steps=3, width=4), CVaR(.5) if place else None, place, cells='kmeans', cells_per_class=2, steps=2, lr=.1, optimizer='adam', width=4, network_steps=1)
+    method = Method(BatchNormAlignment(steps=3, width=4), CVaR(.5) if place else None, place, clusters='kmeans', cells_per_class=2, steps=2, lr=.1, optimizer='adam', width=4, network_steps=1)
     run = Distiller(data, method, 2, 0, 'cpu')
     assert np.isfinite([run.step(), run.step()]).all() and (run.images - run.initial).abs().max() > .01
 
@@ -265,11 +265,11 @@ def test_the_best_recognised_samples_are_taken():
 
 @settings(max_examples=20)
 @given(st.lists(st.integers(0, 3), min_size=12, max_size=12), st.integers(0, 9))
-def test_places_are_dealt_to_the_cells_in_turn(cells, seed):
+def test_places_are_dealt_to_the_cells_in_turn(clusters, seed):
     x = torch.rand(12, 1, 4, 4, generator=generator(seed))
-    _, _, rows = select_patches(blank(1), x, torch.zeros(12).long(), 2, 2, cells=torch.tensor(cells), n_classes=1)
-    taken = np.bincount(np.array(cells)[rows.flatten().numpy()], minlength=4)
-    size = np.bincount(cells, minlength=4)
+    _, _, rows = select_patches(blank(1), x, torch.zeros(12).long(), 2, 2, clusters=torch.tensor(clusters), n_classes=1)
+    taken = np.bincount(np.array(clusters)[rows.flatten().numpy()], minlength=4)
+    size = np.bincount(clusters, minlength=4)
     assert taken.sum() == 8 and (taken <= size).all()
     short = taken[taken < size]                                         # a cell that still had samples was dealt about as many as any other
     assert len(short) == 0 or short.min() >= taken.max() - 1

@@ -12,7 +12,7 @@ from torch import nn
 from rdd_nb.core import generator
 from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import Distiller, Method
-from rdd_nb.matching import Batch, Cells, Setup
+from rdd_nb.matching import Batch, Clusters, Setup
 from rdd_nb.models import Classifier, make_model
 from rdd_nb.risk import CVaR, Mean, Risk, TwoLevel
 from rdd_nb.trajectory import (Experts, TrajectoryMatching, call_at, draw_batches, draw_segment, flat_parameters, gradient_at, load_experts,
@@ -210,8 +210,8 @@ def test_integer_weights_are_copies(copies):
     net, b = tiny(), real_batch()
     start, counts = flat_parameters(net), torch.tensor(copies, dtype=F64)
     total = torch.zeros(CLASSES, dtype=F64).index_add_(0, b.y, counts)
-    ids = Cells(torch.arange(12), b.y)
-    end, q = weighted_segment(net, start, dataclasses.replace(b, cells=ids), Fixed(counts / total[b.y]), 3, .3)
+    ids = Clusters(torch.arange(12), b.y)
+    end, q = weighted_segment(net, start, dataclasses.replace(b, clusters=ids), Fixed(counts / total[b.y]), 3, .3)
     again = torch.arange(12).repeat_interleave(torch.tensor(copies))
     plain, _ = weighted_segment(net, start, dataclasses.replace(b, x=b.x[again], y=b.y[again]), Mean(), 3, .3)
     torch.testing.assert_close(end, plain, rtol=1e-9, atol=1e-12)
@@ -305,7 +305,7 @@ def test_the_risk_at_the_target_reaches_the_pixels():
     objective = TrajectoryMatching(**SHORT).begin(setup)
     found = []
     for risk in (Mean(), CVaR(.2)):
-        b = batch_of(setup, cells=Cells(torch.arange(24) // 4, torch.arange(CLASSES).repeat_interleave(2)))
+        b = batch_of(setup, clusters=Clusters(torch.arange(24) // 4, torch.arange(CLASSES).repeat_interleave(2)))
         loss, q = objective.loss(setup.network('any'), b, risk, 'target')
         found.append((torch.autograd.grad(loss, b.sx)[0], q))
     assert (found[0][0] - found[1][0]).norm() > .05 * found[0][0].norm()
@@ -404,7 +404,7 @@ def test_in_the_loop_resumed_and_not(risk, place):
     "Six steps at once, and three and three through a checkpoint: the same images, labels and step size."
     y = torch.arange(CLASSES).repeat_interleave(12)
     data = GroupedDataset(draw(36, 1, 8, 8).float() + y[:, None, None, None], y)
-    method = Method(TrajectoryMatching(**SHORT, grow=True), risk, place, cells='kmeans', cells_per_class=2, steps=6, lr=.1, optimizer='adam', batch=6, width=4, labels='learned', network_steps=1)
+    method = Method(TrajectoryMatching(**SHORT, grow=True), risk, place, clusters='kmeans', cells_per_class=2, steps=6, lr=.1, optimizer='adam', batch=6, width=4, labels='learned', network_steps=1)
     whole, first, second = (Distiller(data, method, 2, 0, 'cpu') for _ in range(3))
     for _ in range(6): whole.step()
     for _ in range(3): first.step()
