@@ -192,6 +192,7 @@ def group_balanced_per_class(
 class Selection(Part, kind='selection'):
     "Which real samples a method starts from. Subclass it and write `rows`, or `begin` where the samples are made and not chosen."
     sees_groups = False     # whether it needs the group of each sample, `d.group`
+    uses_network = False    # whether it trains a network of the method's plan
 
     def rows(self, d) -> torch.Tensor: # int64 rows of `d.x`, ordered by class
         "The rows of the `parts.Setup` `d` to start from, `d.ipc` of each class."

@@ -56,7 +56,7 @@ class Objective(Part, kind='objective'):
     places = ('network', 'target', 'distance')  # where a risk can act
     uses_labels = False                         # whether learned labels get a gradient
     uses_network = True                         # whether it looks at the parameters of the loop's network
-    own_networks = False                        # whether it trains networks itself, with the method's plan and under its risk
+    own_networks = ()                           # settings of the network plan it uses to train networks itself, under the risk where that acts there
     learnable = ()                              # leaf tensors that are optimised beside the samples
     learnable_lr = .01                          # with this step size
 

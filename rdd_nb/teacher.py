@@ -94,7 +94,7 @@ def alignment(
 # %% ../nbs/39_teacher.ipynb #22c6f257
 class BatchNormAlignment(Objective, names=('batchnorm',)):
     "Right class under a teacher, and batch-norm statistics as the real samples have them (after SRe2L, Yin et al. 2023)."
-    own_networks, uses_network = True, False
+    own_networks, uses_network = ('batch', 'mix'), False
 
     def __init__(
         self,

@@ -187,7 +187,8 @@ def weighted_segment(
 # %% ../nbs/38_trajectory.ipynb #3697bec5
 class TrajectoryMatching(Objective, names=('trajectory',)):
     "Where a student arrives beside where an expert arrives (MTT, Cazenavette et al. 2022; window: DATM, Guo et al. 2024; memory: TESLA, Cui et al. 2023)."
-    uses_labels, uses_network, own_networks, places = True, False, True, ('network', 'target')
+    uses_labels, uses_network, places = True, False, ('network', 'target')
+    own_networks = 'model', 'width', 'batch', 'mix'
     unsaid = ('buffer',)
 
     def __init__(
