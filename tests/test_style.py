@@ -12,8 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # These keep to the rules already. Both lists grow until they hold everything.
-MODULES = []
-FILES = ['tests/test_style.py', 'tools/gpu.py']      # tests, benchmarks, tools, and notebooks that export nothing
+MODULES = ['core']
+# (FILES are tests, benchmarks, tools, and notebooks that export nothing)
+FILES = ['tests/test_style.py', 'tests/test_core.py', 'tools/gpu.py', 'tools/run_notebooks.py']
 LINES, USUAL, WIDTH, MODULE = 20, 15, 120, 500
 
 
