@@ -2,8 +2,8 @@
 
     python tools/gpu.py [--out DIR] [--skip-tests]
 
-Needs the development extra. Prints one line per part and exits with 1 if any failed. Result files go to benchmarks/results/
-(or DIR), next to those of the CPU, with device, versions and commit inside.
+Needs the development extra. Prints one line per part and exits with 1 if any failed. Result files go to
+benchmarks/results/ (or DIR), next to those of the CPU, with device, versions and commit inside.
 """
 import argparse, subprocess, sys, time
 from pathlib import Path
@@ -13,10 +13,12 @@ ROOT = Path(__file__).parent.parent
 
 def parts(out):
     "Name and command of each part, cheapest first."
-    notebooks = [str(p.relative_to(ROOT)) for p in sorted((ROOT / 'nbs').rglob('*.ipynb')) if '#| cuda' in p.read_text(encoding='utf-8')]
+    marked = [p for p in sorted((ROOT / 'nbs').rglob('*.ipynb')) if '#| cuda' in p.read_text(encoding='utf-8')]
     python = sys.executable
     yield 'tests marked cuda', [python, '-m', 'pytest', '-q', '-k', 'cuda or gpu', 'tests']
-    for nb in notebooks: yield f'cuda cells of {nb}', [python, '-c', f'from nbdev.test import nbdev_test; nbdev_test({nb!r}, flags="cuda", n_workers=0)']
+    for nb in (str(p.relative_to(ROOT)) for p in marked):
+        run = f'from nbdev.test import nbdev_test; nbdev_test({nb!r}, flags="cuda", n_workers=0)'
+        yield f'cuda cells of {nb}', [python, '-c', run]
     for name, options in ('steps', ['--device', 'cuda']), ('risk', ['--device', 'cuda']), ('clustering', []):
         yield f'benchmark {name}', [python, f'benchmarks/{name}.py', *options, '--out', str(out / f'{name}-cuda.json')]
 

@@ -66,7 +66,7 @@ def run(path, force=()):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('notebooks', nargs='*', help='notebooks or folders (default: all)')
-    parser.add_argument('--flags', default='', help='space separated flags of cells to run although they are skipped by default')
+    parser.add_argument('--flags', default='', help='flags of cells to run although they are skipped by default')
     args = parser.parse_args()
     paths = sorted(p for arg in args.notebooks or [get_config().nbs_path] for p in nbglob(arg, as_path=True))
     if not paths: parser.error(f'no notebooks found in {args.notebooks}')
