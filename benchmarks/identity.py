@@ -12,25 +12,26 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import torch
 from rdd_nb.core import read_json, write_json
 from rdd_nb.data import load_data
-from rdd_nb.distill import METHODS, distill
+from rdd_nb.distill import distill
+from rdd_nb.methods import METHODS
 
 PATH = Path(__file__).parent/'results'/'identity.json'
 SHORT = dict(trajectory=dict(steps=2), unrolled=dict(steps=4))
 VARIANTS = {
     'gradient, cvar at target': ('gradient', dict(risk='cvar(tail=0.2)', risk_at='target')),
     'gradient, nearest at distance': ('gradient', dict(risk='cvar(tail=0.5)', risk_at='distance')),
-    'gradient, initial at distance': ('gradient', dict(risk='cvar(tail=0.5)', risk_at='distance', cells='initial')),
-    'distribution, errors at distance': ('rdd-distance', dict(cells_in='errors', cells_steps=10)),
-    'distribution, features at distance': ('rdd-distance', dict(cells_in='features', cells_steps=10)),
+    'gradient, initial at distance': ('gradient', dict(risk='cvar(tail=0.5)', risk_at='distance', clustering='nearest(moving=False)')),
+    'distribution, errors at distance': ('rdd-distance', dict(clustering='kmeans(4, errors, steps=10)')),
+    'distribution, features at distance': ('rdd-distance', dict(clustering='kmeans(4, features, steps=10)')),
     'distribution, groups at target': ('cobra', dict(base='density')),
-    'kernel, two levels at target': ('kernel', dict(risk='twolevel(mean, max)', risk_at='target', cells='kmeans', cells_per_class=3)),
-    'kernel, cvar at distance, learned labels': ('kernel', dict(risk='cvar(tail=0.5)', risk_at='distance', cells='kmeans', cells_per_class=3, labels='learned')),
-    'moments, cvar at distance': ('moments', dict(risk='cvar(tail=0.5)', risk_at='distance', cells='kmeans', cells_per_class=2)),
-    'batch-norm, cvar at distance': ('batch-norm', dict(risk='cvar(tail=0.5)', risk_at='distance', cells='kmeans', cells_per_class=2)),
+    'kernel, two levels at target': ('kernel', dict(risk='twolevel(mean, max)', risk_at='target', clustering='kmeans(3)')),
+    'kernel, cvar at distance, learned labels': ('kernel', dict(risk='cvar(tail=0.5)', risk_at='distance', clustering='kmeans(3)', labels='learned')),
+    'moments, cvar at distance': ('moments', dict(risk='cvar(tail=0.5)', risk_at='distance', clustering='kmeans(2)')),
+    'batch-norm, cvar at distance': ('batch-norm', dict(risk='cvar(tail=0.5)', risk_at='distance', clustering='kmeans(2)')),
     'unrolled, cvar at target': ('unrolled', dict(risk='cvar(tail=0.5)', risk_at='target')),
     'trajectory, cvar at target': ('trajectory', dict(risk='cvar(tail=0.5)', risk_at='target', steps=2)),
-    'distribution, frequencies': ('distribution', dict(prior='frequencies(keep=0.5)', momentum=.9)),
-    'patches from clusters': ('patches', dict(cells='kmeans', cells_per_class=2, teacher_steps=10)),
+    'distribution, frequencies': ('distribution', dict(prior='frequencies(keep=0.5)', optimizer='sgd(0.9)')),
+    'patches from clusters': ('patches', dict(start='patches(10, 2)', labels='teacher(10)')),
 }
 
 

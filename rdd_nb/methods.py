@@ -66,7 +66,7 @@ class RepresentativeBatch(RealBatch, names=('representative',)):
         k, share = representative_batch(f, run.y[rows], self.size, run.seed, run.n_classes)
         return rows[k.to(run.device)], share.to(run.device)
 
-# %% ../nbs/44_methods.ipynb #5a08d965
+# %% ../nbs/44_methods.ipynb #0a550c03
 class Network(Part, kind='network'):
     "Which networks the samples are matched in, and how these are trained on the real samples."
     def __init__(self,
@@ -82,7 +82,7 @@ class Network(Part, kind='network'):
         self.life, self.steps, self.batch = whole('life', life), whole('steps', steps, 0), whole('batch', batch)
         self.lr, self.mix = number('lr', lr, open_low=True), number('mix', mix, 0, 1, open_high=True)
 
-Network.known |= {name: functools.partial(Network, name) for name in MODELS}
+Network.known |= {'network': Network} | {name: functools.partial(Network, name) for name in MODELS}
 
 # %% ../nbs/44_methods.ipynb #b36addc8
 def _networks(m):
