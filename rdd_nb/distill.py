@@ -91,7 +91,7 @@ class Method:
     augment: str = ''                # see `rdd_nb.augment`
 
     def __post_init__(self):
-        if isinstance(self.risk, str): object.__setattr__(self, 'risk', risks.from_string(self.risk))
+        if isinstance(self.risk, str): object.__setattr__(self, 'risk', risks.Risk.read(self.risk))
         if isinstance(self.prior, str): object.__setattr__(self, 'prior', as_prior(self.prior))
         _check_numbers(self)
         for name, allowed in (('risk_at', (None, 'network', 'target', 'distance')), ('cells', ('synthetic', 'initial', 'kmeans', 'groups')), ('cells_in', ('pixels', 'features', 'errors')), ('init', (*CHOICES, 'patches')), ('base', ('uniform', 'density')), ('chosen', ('random', 'representative')), ('labels', ('hard', 'learned', 'teacher')), ('optimizer', ('sgd', 'adam')), ('network', tuple(MODELS))):
