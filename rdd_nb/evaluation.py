@@ -51,7 +51,7 @@ class Training:
     precision: str = 'float32'      # or 'bfloat16': forward and backward pass in mixed precision
 
     def __post_init__(self):
-        if isinstance(self.risk, str): object.__setattr__(self, 'risk', risks.from_string(self.risk))
+        if isinstance(self.risk, str): object.__setattr__(self, 'risk', risks.Risk.read(self.risk))
         for name in ('epochs', 'batch'):
             if not isinstance(v := getattr(self, name), numbers.Integral) or v < 1: raise ValueError(f'{name}={v!r}: expected a whole number of at least 1')
         for name in ('lr', 'momentum', 'weight_decay'):

@@ -41,7 +41,7 @@ from tqdm.auto import tqdm
 from fastcore.basics import patch
 from .core import atomic_write, generator, pick_device
 from .evaluation import interval
-from .risk import CVaR, Mean, Risk, from_string
+from .risk import CVaR, Mean, Risk
 
 # %% ../nbs/70_merge.ipynb #67a6704c
 def three_hospitals(
@@ -460,7 +460,7 @@ class MergeTables(TransformerMixin, BaseEstimator):
             v = getattr(self, name)
             whole = name in ('rows', 'steps', 'batch', 'choose')
             if isinstance(v, bool) or not isinstance(v, (int, np.integer) if whole else (int, float, np.number)) or not low <= v <= high: raise ValueError(f'{name}: got {v!r}, expected {"a whole number" if whole else "a number"} from {low:g} to {high:g}')
-        risk = self.risk if isinstance(self.risk, Risk) else from_string(self.risk)
+        risk = Risk.read(self.risk)
         if risk.needs_groups: raise ValueError(f'risk: {self.risk!r} needs groups, expected a measure of the sites\' losses such as cvar(tail=0.5)')
         return risk
 

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/75_pinn.ipynb #c83549aa
 from .core import atomic_write, generator, pick_device, read_tensors, versions, write_json
-from .risk import CVaR, Risk, from_string
+from .risk import CVaR, Risk
 
 # %% ../nbs/75_pinn.ipynb #2b8b5d1e
 def jets(
@@ -544,7 +544,7 @@ class Distillation:
     conditions: int = 32        # training conditions, and as many for validation
     start: str = 'sobol'        # a sampler
     def __post_init__(self):
-        if isinstance(self.risk, str): self.risk = from_string(self.risk)
+        if isinstance(self.risk, str): self.risk = Risk.read(self.risk)
         self.learn = tuple(self.learn.split()) if isinstance(self.learn, str) else tuple(self.learn)
         _count('steps', self.steps, 0); _count('unroll', self.unroll, 1); _count('conditions', self.conditions, 2)
         if not isinstance(self.risk, Risk) or self.risk.needs_groups: raise ValueError(f"risk: got {self.risk!r}, expected a measure of losses alone, e.g. 'cvar(tail=0.2)'")

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Risk', 'Mean', 'WorstCase', 'CVaR', 'Mixture', 'TwoLevel', 'Entropic', 'EVaR', 'ChiSquareDRO', 'CressieRead',
            'SmoothedCVaR', 'MeanUpperSemideviation', 'Distortion', 'DualPower', 'ProportionalHazard', 'Wang',
-           'ExponentialSpectral', 'GroupDRO', 'GroupCVaR', 'Regret', 'DORO', 'from_string']
+           'ExponentialSpectral', 'Remembering', 'GroupDRO', 'GroupCVaR', 'Regret', 'DORO']
 
 # %% ../nbs/25_risk.ipynb #9106b781
-import ast, difflib, inspect, math
-from numbers import Integral, Real
+import math
 import torch
 from fastcore.basics import patch
+from .parts import Part, number, one_of, shown, whole
 
 # %% ../nbs/25_risk.ipynb #285db1a1
 def _as_losses(losses):
@@ -22,20 +22,26 @@ def _as_losses(losses):
     return l if l.dtype in (torch.float32, torch.float64) else l.float()
 
 # %% ../nbs/25_risk.ipynb #b2e3a7a8
+def _wide(x):
+    "`x` in float64, where the device has it."
+    return x.float() if x.device.type == 'mps' else x.double()
+
 def _as_masses(p, l):
-    "Base probabilities as a tensor like `l`, summing to one along the last dimension; bad ones raise (CPU) or become NaN (GPU)."
+    "Base probabilities of the shape of `l` in float64, summing to 1; bad ones raise (CPU) or become NaN (GPU)."
     p = torch.as_tensor(p, device=l.device)
     tol = max(1e-3, torch.finfo(p.dtype).eps) if p.is_floating_point() else 0
-    p = p.to(l.dtype)
-    try: p = p.expand(l.shape)
-    except RuntimeError: raise ValueError(f'p: got shape {tuple(p.shape)}, expected the shape of the losses {tuple(l.shape)}') from None
+    try: p = _wide(p).expand(l.shape)
+    except RuntimeError:
+        raise ValueError(f'p: got shape {tuple(p.shape)}, expected the shape of the losses {tuple(l.shape)}') from None
     total = p.sum(-1, keepdim=True)
     good = (p >= 0).all(-1, keepdim=True) & ((total - 1).abs() <= tol)
-    if p.device.type == 'cpu':
-        if not (p >= 0).all(): raise ValueError(f'p: smallest entry is {p.min().item():g}, expected probabilities >= 0')
-        if not good.all(): raise ValueError(f'p: sums to {total[~good][0].item():g}, expected probabilities that sum to 1')
+    if p.device.type == 'cpu' and not good.all():
+        low = p.min().item()
+        if not low >= 0: raise ValueError(f'p: smallest entry is {low:g}, expected probabilities >= 0')
+        raise ValueError(f'p: sums to {total[~good][0].item():g}, expected probabilities that sum to 1')
     return torch.where(good, p / total, math.nan)
 
+# %% ../nbs/25_risk.ipynb #b38728ba
 def _support(l, p):
     "`l` with the smallest loss of the support where `p` is zero."
     return torch.where(p > 0, l, torch.where(p > 0, l, math.inf).amin(-1, keepdim=True))
@@ -45,18 +51,13 @@ def _dot(q, l):
     return (q * l).masked_fill(q == 0, 0).sum(-1)
 
 # %% ../nbs/25_risk.ipynb #2092ec1b
-class Risk:
-    """A risk measure: `measure(losses, p=None, groups=None)` is its value, `measure.weights(...)` its adversarial weights q.
+class Risk(Part, kind='risk'):
+    """A risk measure: `measure(losses, p=None, groups=None)` is its value, `measure.weights(...)` its weights q.
 
-    `losses` (..., n): bigger is worse; `p` base probabilities, by default equal; `groups` (n,) integer labels, for measures that look at groups.
-    A NaN loss makes the value NaN. Raises `ValueError` for shapes that do not fit and for `p` that is no probability."""
-    known = {}           # measures by lower-case name
+    `losses` (..., n): bigger is worse; `p` base probabilities, by default equal; `groups` (n,) integer labels.
+    A NaN loss makes the value NaN. Raises `ValueError` for shapes that do not fit and for a bad `p`."""
     needs_groups = False # True: `groups` has to be given
     spread = None        # a rule `spread(before, p)`, for measures that have one
-
-    def __init_subclass__(cls, names=None, **kwargs):
-        super().__init_subclass__(**kwargs)
-        for name in (cls.__name__,) if names is None else names: Risk.known[name.lower()] = cls
 
     def _weights(self, l, p): raise NotImplementedError(f'{type(self).__name__} does not say what its weights are')
     def _penalty(self, q, l, p): return l.new_zeros(())
@@ -64,109 +65,88 @@ class Risk:
     def _solve(self, l, p, groups):
         "Weights and penalty for detached losses; `p=None` means equal probabilities."
         x = _finite(_wide(l))
-        p = _uniform(x) if p is None else _wide(p)
+        if p is None: p = _uniform(x)
         q = self._weights(x, p)
         return q.to(l.dtype), self._penalty(q, x, p).to(l.dtype)
 
-    @torch.no_grad()
-    def weights(self, losses, p=None, groups=None):
-        "Adversarial weights q with the shape of `losses`, summing to 1, float32 or better, without gradient."
-        l, p, groups = _inputs(self, losses, p, groups)
-        l = l.detach()
-        return self._solve(l if p is None else _support(l, p), p, groups)[0]
+# %% ../nbs/25_risk.ipynb #94694085
+@patch
+@torch.no_grad()
+def weights(self: Risk, losses, p=None, groups=None):
+    "Adversarial weights q with the shape of `losses`, summing to 1, float32 or better, without gradient."
+    l, p, groups = _inputs(self, losses, p, groups)
+    return self._solve(_support(l.detach(), p) if p is not None else l.detach(), p, groups)[0]
 
-    def __call__(self, losses, p=None, groups=None):
-        "Value of the measure, shape `losses.shape[:-1]`; its gradient with respect to the losses is `weights(losses, p, groups)`."
-        losses, p, groups = _inputs(self, losses, p, groups)
-        with torch.no_grad():
-            l = losses.detach()
-            q, penalty = self._solve(l if p is None else _support(l, p), p, groups)
-        return _dot(q, losses) - penalty
+@patch
+def __call__(self: Risk, losses, p=None, groups=None):
+    "Value of the measure, shape `losses.shape[:-1]`; its gradient is `weights(losses, p, groups)`."
+    losses, p, groups = _inputs(self, losses, p, groups)
+    with torch.no_grad():
+        l = losses.detach()
+        q, penalty = self._solve(l if p is None else _support(l, p), p, groups)
+    return _dot(q, losses) - penalty
 
 # %% ../nbs/25_risk.ipynb #9c2e6dc1
 def _inputs(measure, losses, p, groups):
     "The arguments of a measure, checked: losses, probabilities or None, group labels or None."
-    l = _as_losses(losses)
+    l, name = _as_losses(losses), type(measure).__name__
     if measure.needs_groups:
-        if groups is None: raise ValueError(f'groups: {type(measure).__name__} needs one group label per sample, got None')
+        if groups is None: raise ValueError(f'groups: {name} needs one group label per sample, got None')
         groups = torch.as_tensor(groups, device=l.device)
         if l.dim() > 1 or groups.shape != l.shape or groups.is_floating_point():
-            raise ValueError(f'groups: got shape {tuple(groups.shape)} and type {groups.dtype}, expected integers of shape (n,) beside losses of shape {tuple(l.shape)}')
+            raise ValueError(f'groups: got shape {tuple(groups.shape)} and type {groups.dtype}, '
+                             f'expected integers of shape (n,) beside losses of shape {tuple(l.shape)}')
         groups = groups.long()
     return l, None if p is None else _as_masses(p, l), groups
 
+# %% ../nbs/25_risk.ipynb #c5f0b567
 def _uniform(l):
     "Equal probabilities along the last dimension."
     return torch.full_like(l, 1 / l.shape[-1])
-
-def _wide(x):
-    "`x` in float64, where the device has it."
-    return x if x.device.type == 'mps' else x.double()
 
 def _finite(x):
     "`x` with infinities replaced by numbers so large that differences are still finite."
     big = torch.finfo(x.dtype).max / 4
     return x.clamp(-big, big)
 
-# %% ../nbs/25_risk.ipynb #d44c1b04
-@patch
-def __repr__(self: Risk):
-    args = []
-    for name, par in inspect.signature(type(self)).parameters.items():
-        value = getattr(self, name)
-        if isinstance(value, Risk): args.append(repr(value))
-        elif value != par.default: args.append(f'{name}={value!r}')
-    return f"{type(self).__name__}({', '.join(args)})"
+def _a_risk(name, value):
+    "`value` if it is a risk measure, else a `ValueError`."
+    if isinstance(value, Risk): return value
+    raise ValueError(f'{name}={shown(value)}: expected a risk measure such as CVaR(0.2)')
 
-@patch
-def __eq__(self: Risk, other): return isinstance(other, Risk) and repr(self) == repr(other)
-
-@patch
-def __hash__(self: Risk): return hash(repr(self))
-
-# %% ../nbs/25_risk.ipynb #c732bfb0
-def _number(name, value, low, high=math.inf, open_low=False, open_high=False):
-    "`value` as a float if it is a number between `low` and `high`, else a `ValueError` that says which interval was expected."
-    open_high = open_high or high == math.inf
-    ok = isinstance(value, Real) and not isinstance(value, bool)
-    ok = ok and (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
-    if not ok: raise ValueError(f"{name}: got {value!r}, expected a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}")
-    return float(value)
-
-def _measure(name, value):
+def _ungrouped(name, value):
     "`value` if it is a measure of losses alone, else a `ValueError`."
-    if not isinstance(value, Risk): raise ValueError(f"{name}: got {value!r}, expected a risk measure such as CVaR(0.2)")
-    if value.needs_groups: raise ValueError(f'{name}: {type(value).__name__} needs group labels of its own, expected a measure of losses alone')
-    return value.check() if isinstance(value, Mixture) else value
+    if not _a_risk(name, value).needs_groups: return value.check()
+    raise ValueError(f'{name}={shown(value)} needs group labels: expected a measure of losses alone')
 
 # %% ../nbs/25_risk.ipynb #76576c09
 class Mean(Risk):
     "The expected loss: q = p."
     spread = staticmethod(lambda before, p: p)
-    def _solve(self, l, p, groups): return _uniform(l) if p is None else p, 0
+    def _solve(self, l, p, groups): return _uniform(l) if p is None else p.to(l.dtype), 0
 
-class WorstCase(Risk, names=('WorstCase', 'max')):
-    "The largest loss that has positive probability; ties share the weight in proportion to p (as the inner measure of `TwoLevel`, the first one gets it)."
+class WorstCase(Risk, names=('max',)):
+    "The largest loss of positive probability; ties share the weight (inside `TwoLevel` the first has it)."
     spread = staticmethod(lambda before, p: torch.where(before > 0, 0., (p > 0).to(p.dtype)))
     def _solve(self, l, p, groups):
-        q = (l == l.amax(-1, keepdim=True)).to(l.dtype) * (1. if p is None else p)
-        return q / q.sum(-1, keepdim=True), 0
+        q = (l == l.amax(-1, keepdim=True)) * (l.new_ones(()) if p is None else p)
+        return (q / q.sum(-1, keepdim=True)).to(l.dtype), 0
 
 # %% ../nbs/25_risk.ipynb #8570f867
 def _by_rank(l, p, spread):
-    "Weights of a measure that looks at the order of the losses only: `spread(before, p)` of the mass before each sample, worst first."
+    "Weights by the order of the losses only: `spread(before, p)` of the mass before each sample, worst first."
     order = l.sort(descending=True).indices
-    p = _uniform(_wide(l)) if p is None else _wide(p.gather(-1, order))
+    p = _uniform(_wide(l)) if p is None else p.gather(-1, order)
     q = spread(torch.cat([torch.zeros_like(p[..., :1]), p[..., :-1].cumsum(-1)], -1), p)
     return torch.zeros_like(l).scatter(-1, order, (q / q.sum(-1, keepdim=True)).to(l.dtype))
 
 # %% ../nbs/25_risk.ipynb #06ae69cd
 class CVaR(Risk):
-    "Mean of the worst part of the distribution with probability mass `tail` (Rockafellar & Uryasev 2000); exact for fractional `tail * n`."
+    "Mean of the worst part with the mass `tail` (Rockafellar & Uryasev 2000); exact for fractional `tail * n`."
     def __init__(self,
                  tail, # in (0, 1]: 1 is the mean, towards 0 the maximum
                 ):
-        self.tail = _number('tail', tail, 0, 1, open_low=True)
+        self.tail = number('tail', tail, 0, 1, open_low=True)
 
     def spread(self, before, p): return torch.minimum((self.tail - before).clamp(min=0), p) / self.tail
 
@@ -181,27 +161,29 @@ class CVaR(Risk):
         w = torch.full_like(top, 1 / m)
         return top, w.scatter_(-1, top.detach().argmin(-1, keepdim=True), (m - (k - 1)) / m), index
 
-    def _solve(self, l, p, groups):
-        if p is not None: return _by_rank(l, p, self.spread), 0
-        top, w, index = self._top(l)
-        return torch.zeros_like(l).scatter_(-1, index, torch.zeros_like(top) + w), 0
+# %% ../nbs/25_risk.ipynb #3dd27359
+@patch
+def _solve(self: CVaR, l, p, groups):
+    if p is not None: return _by_rank(l, p, self.spread), 0
+    top, w, index = self._top(l)
+    return torch.zeros_like(l).scatter_(-1, index, torch.zeros_like(top) + w), 0
 
-    def __call__(self, losses, p=None, groups=None):
-        "As `Risk.__call__`; for equal probabilities in linear time."
-        if p is not None: return super().__call__(losses, p, groups)
-        top, w, _ = self._top(_as_losses(losses))
-        return (top * w).sum(-1) if torch.is_tensor(w) else top.mean(-1)
+@patch
+def __call__(self: CVaR, losses, p=None, groups=None):
+    "As `Risk.__call__`; for equal probabilities in linear time."
+    if p is not None: return Risk.__call__(self, losses, p, groups)
+    top, w, _ = self._top(_as_losses(losses))
+    return (top * w).sum(-1) if torch.is_tensor(w) else top.mean(-1)
 
 # %% ../nbs/25_risk.ipynb #00c28beb
-class Mixture(Risk, names=()):
+class Mixture(Risk, abstract=True):
     "Weighted average of risk measures, written `0.5*Mean() + 0.5*CVaR(0.1)`."
     def __init__(self,
                  parts, # list of (factor, measure); the factors are >= 0 and sum to 1
                 ):
-        for factor, part in parts:
-            _number('factor of a mixture', factor, 0)
-            if not isinstance(part, Risk): raise ValueError(f'mixture: got {part!r}, expected a risk measure such as CVaR(0.2)')
-        self.parts = [(f * g, r) for f, part in parts for g, r in (part.parts if isinstance(part, Mixture) else [(1, part)])]
+        for factor, part in parts: number('factor of a mixture', factor), _a_risk('part of a mixture', part)
+        inside = [(f, part.parts if isinstance(part, Mixture) else [(1, part)]) for f, part in parts]
+        self.parts = [(f * g, r) for f, some in inside for g, r in some]
 
     def __repr__(self): return ' + '.join(f'{f!r}*{r!r}' for f, r in self.parts)
     @property
@@ -209,37 +191,34 @@ class Mixture(Risk, names=()):
     @property
     def spread(self):
         rules = [(f, r.spread) for f, r in self.parts]
-        if any(s is None for _, s in rules): return None
-        return lambda before, p: sum(f * s(before, p) for f, s in rules)
+        if not any(s is None for _, s in rules): return lambda before, p: sum(f * s(before, p) for f, s in rules)
 
-    def check(self):
-        "The mixture itself; raises `ValueError` where the factors do not sum to 1."
-        total = sum(f for f, _ in self.parts)
-        if abs(total - 1) > 1e-6:
-            hint = ' + '.join(f'{f / total:.4g}*{r!r}' for f, r in self.parts) if total else 'factors > 0'
-            raise ValueError(f'mixture: the factors of {self!r} sum to {total:g}, expected 1, as in {hint}')
-        return self
-
-    def _solve(self, l, p, groups):
-        q, penalty = zip(*(r._solve(l, p, groups) for _, r in self.check().parts))
-        return sum(f * x for (f, _), x in zip(self.parts, q)), sum(f * x for (f, _), x in zip(self.parts, penalty))
-
-    def __call__(self, losses, p=None, groups=None):
-        "As `Risk.__call__`."
-        return sum(f * r(losses, p, groups) for f, r in self.check().parts)
+# %% ../nbs/25_risk.ipynb #68dc0f81
+@patch
+def check(self: Mixture):
+    "The mixture itself; raises `ValueError` where the factors do not sum to 1."
+    total = sum(f for f, _ in self.parts)
+    if abs(total - 1) <= 1e-6: return self
+    hint = ' + '.join(f'{f / total:.4g}*{r!r}' for f, r in self.parts) if total else 'factors > 0'
+    raise ValueError(f'mixture: the factors of {shown(self)} sum to {total:g}, expected 1, as in {hint}')
 
 @patch
-def __mul__(self: Risk, factor): return Mixture([(factor, self)])
+def _solve(self: Mixture, l, p, groups):
+    q, penalty = zip(*(r._solve(l, p, groups) for _, r in self.check().parts))
+    return [sum(f * x for (f, _), x in zip(self.parts, each)) for each in (q, penalty)]
 
 @patch
-def __rmul__(self: Risk, factor): return Mixture([(factor, self)])
+def __call__(self: Mixture, losses, p=None, groups=None):
+    "As `Risk.__call__`."
+    return sum(f * r(losses, p, groups) for f, r in self.check().parts)
 
-@patch
-def __add__(self: Risk, other): return Mixture([(1., self), (1., other)])
+# %% ../nbs/25_risk.ipynb #c429bf88
+Risk.__mul__ = Risk.__rmul__ = lambda self, factor: Mixture([(factor, self)])
+Risk.__add__ = lambda self, other: Mixture([(1., self), (1., other)])
 
 # %% ../nbs/25_risk.ipynb #6d77120f
 def _runs(l, groups):
-    "Order of the samples by group and then from the worst; number of the run and whether a run begins, for each sample in that order."
+    "Order of the samples by group, worst first; the run of each sample in that order, and whether it begins one."
     order = l.argsort(descending=True, stable=True)
     order = order[groups[order].argsort(stable=True)]
     first = torch.ones_like(groups, dtype=torch.bool)
@@ -261,134 +240,166 @@ def _inner_by_table(inner, l, p, ids, first):
     row = torch.arange(len(l), device=l.device)
     column = row - torch.where(first, row, 0).cummax(0).values
     shape = int(ids[-1]) + 1, int(column.max()) + 1
-    table, mass = l.new_zeros(shape), l.new_zeros(shape)
-    table[ids, column], mass[ids, column] = l, p.to(l.dtype)
+    table, mass = l.new_zeros(shape), p.new_zeros(shape)
+    table[ids, column], mass[ids, column] = l, p
     q, penalty = inner._solve(_support(table, mass), mass, None)
     return q[ids, column], (l.new_zeros(()) + penalty).expand(shape[0])
 
 # %% ../nbs/25_risk.ipynb #6a291d38
 class TwoLevel(Risk):
-    """The `outer` measure over groups of the `inner` measure in each group; absent groups do not exist, and small ones count in full.
+    """The `outer` measure over groups of the `inner` measure in each group; absent groups do not exist.
 
-    Makes a GPU wait (once, for a table's size) only if `inner` is no mixture of `Mean`, `CVaR`, `WorstCase` and `Distortion` measures."""
+    Makes a GPU wait (once, for a table's size) unless `inner` is made of `Mean`, `CVaR`, `WorstCase`, `Distortion`."""
     needs_groups = True
     def __init__(self,
                  inner, # measure of the losses inside one group
                  outer, # measure of the groups' risks
-                 group_mass='uniform', # mass of a group for `outer`: 'uniform', or 'proportional' to the mass of its samples
+                 group_mass='uniform', # mass of a group: 'uniform', or 'proportional' to that of its samples
                 ):
-        if group_mass not in ('uniform', 'proportional'): raise ValueError(f"group_mass: got {group_mass!r}, expected 'uniform' or 'proportional'")
-        self.inner, self.outer, self.group_mass = _measure('inner', inner), _measure('outer', outer), group_mass
+        self.inner, self.outer = _ungrouped('inner', inner), _ungrouped('outer', outer)
+        self.group_mass = one_of('group_mass', group_mass, ('uniform', 'proportional'))
 
-    def _solve(self, l, p, groups):
-        order, ids, first = _runs(l, groups)
-        x, p = l[order], _uniform(_wide(l)) if p is None else _wide(p[order])
-        n_rows = len(l) if l.is_cuda else int(ids[-1]) + 1
-        add_up = lambda v: v.new_zeros(n_rows).index_add_(0, ids, v)
-        total, size = add_up(p), add_up(torch.ones_like(p))
-        p = torch.where(total[ids] > 0, p / total[ids], 1 / size[ids])   # given the group
-        q, penalty = (_inner_by_rank if self.inner.spread else _inner_by_table)(self.inner, x, p, ids, first)
-        risk = add_up((q * x).masked_fill_(q == 0, 0))
-        risk[:len(penalty)] -= penalty
-        mass = (total if self.group_mass == 'proportional' else (total > 0).to(p.dtype) / (total > 0).sum()).to(l.dtype)
-        Q, outer_penalty = self.outer._solve(_support(risk, mass), mass, None)
-        return torch.empty_like(l).scatter_(0, order, q * Q[ids]), _dot(Q[:len(penalty)], penalty) + outer_penalty
+# %% ../nbs/25_risk.ipynb #85083537
+@patch
+def _solve(self: TwoLevel, l, p, groups):
+    order, ids, first = _runs(l, groups)
+    x, p = l[order], _uniform(_wide(l)) if p is None else p[order]
+    n_rows = len(l) if l.is_cuda else int(ids[-1]) + 1
+    add_up = lambda v: v.new_zeros(n_rows).index_add_(0, ids, v)
+    total, size = add_up(p), add_up(torch.ones_like(p))
+    p = torch.where(total[ids] > 0, p / total[ids], 1 / size[ids])   # given the group
+    q, penalty = (_inner_by_rank if self.inner.spread else _inner_by_table)(self.inner, x, p, ids, first)
+    risk = add_up((q * x).masked_fill_(q == 0, 0))
+    risk[:len(penalty)] -= penalty
+    mass = total if self.group_mass == 'proportional' else (total > 0) / (total > 0).sum().to(p.dtype)
+    Q, outer_penalty = self.outer._solve(_support(risk, mass), mass, None)
+    return torch.empty_like(l).scatter_(0, order, q * Q[ids]), _dot(Q[:len(penalty)], penalty) + outer_penalty
 
 # %% ../nbs/25_risk.ipynb #417e74f2
 class Entropic(Risk):
     "Entropic risk (1/t) log E exp(t l), or tilted loss (Li et al. 2021, TERM): the adversary pays KL(q, p) / t."
     def __init__(self,
-                 t, # in 1 / units of the loss: 0 is the mean, towards infinity the maximum; negative tilts to the small losses
+                 t, # in 1 / units of the loss: 0 is the mean, infinity the maximum; negative favours small losses
                 ):
-        self.t = _number('t', t, -math.inf, open_low=True)
+        self.t = number('t', t, -math.inf, open_low=True)
 
-    def _weights(self, l, p):
-        top = l.amax(-1, keepdim=True) if self.t > 0 else l.amin(-1, keepdim=True)
-        return (self.t * (l - top) + p.log()).softmax(-1)
+    def _top(self, l): return l.amax(-1, keepdim=True) if self.t > 0 else l.amin(-1, keepdim=True)
+    def _weights(self, l, p): return (self.t * (l - self._top(l)) + p.log()).softmax(-1)
 
     def _penalty(self, q, l, p):
         if self.t == 0: return l.new_zeros(())
-        t, mean = self.t, _dot(p, l)[..., None]
-        x = l - mean
+        t, x = self.t, l - _dot(p, l)[..., None]
         small = _dot(p, (t * x).clamp(-1, 1).expm1()).log1p() / t            # right while |t x| <= 1
-        top = x.amax(-1, keepdim=True) if t > 0 else x.amin(-1, keepdim=True)
+        top = self._top(x)
         large = top[..., 0] + (t * (x - top) + p.log()).logsumexp(-1) / t
         return _dot(q, x) - torch.where((t * x).abs().amax(-1) < 1, small, large)
 
 # %% ../nbs/25_risk.ipynb #ab867dcd
 def _gap(l):
-    "How far each loss lies below the largest, as a fraction of the range: 0 for the largest, 1 for the smallest (all 0 for constant losses)."
+    "How far each loss lies below the largest, as a fraction of the range (all 0 for constant losses)."
     u = l.amax(-1, keepdim=True) - l
     size = u.amax(-1, keepdim=True)
     return u / torch.where(size > 0, size, 1.)
 
+def _bisect(low, high, too_low, steps):
+    "The place between `low` and `high` where `too_low` changes from true to false."
+    for _ in range(steps):
+        middle = (low + high) / 2
+        up = too_low(middle)
+        low, high = torch.where(up, middle, low), torch.where(up, high, middle)
+    return (low + high) / 2
+
+# %% ../nbs/25_risk.ipynb #0174c7f7
 class EVaR(Risk):
     "Entropic value at risk (Ahmadi-Javid 2012), that is DRO over the Kullback-Leibler ball KL(q, p) <= -ln(tail)."
     def __init__(self,
                  tail, # in (0, 1]: 1 is the mean, towards 0 the maximum; a ball of radius rho has tail exp(-rho)
                 ):
-        self.tail = _number('tail', tail, 0, 1, open_low=True)
+        self.tail = number('tail', tail, 0, 1, open_low=True)
 
     def _weights(self, l, p):
         if self.tail == 1: return p
-        u, rho = _gap(l), -math.log(self.tail)
-        low, high = torch.full_like(u[..., :1], math.log(1e-8)), torch.full_like(u[..., :1], math.log(torch.finfo(u.dtype).max) - 1)
-        for _ in range(60):
-            t = ((low + high) / 2).exp()
-            q = (p.log() - t * u).softmax(-1)
-            kl = -t * (q * u).sum(-1, keepdim=True) - (p * (-t * u).expm1()).sum(-1, keepdim=True).log1p()
-            low, high = torch.where(kl < rho, t.log(), low), torch.where(kl < rho, high, t.log())
+        u, log_p, end = _gap(l), p.log(), math.log(torch.finfo(l.dtype).max) - 1
+        def inside(log_t):
+            tu = log_t.exp() * u
+            q, z = (log_p - tu).softmax(-1), (p * (-tu).expm1()).sum(-1, keepdim=True)
+            log_mean = torch.where(z > -.5, z.log1p(), (log_p - tu).logsumexp(-1, keepdim=True))
+            return -(q * tu).sum(-1, keepdim=True) - log_mean < -math.log(self.tail)
+        log_t = _bisect(torch.full_like(u[..., :1], math.log(1e-8)), torch.full_like(u[..., :1], end), inside, 60)
         worst = p * (u == 0)
         mass = worst.sum(-1, keepdim=True)
-        return torch.where(mass >= self.tail, worst / mass, q)
+        return torch.where(mass >= self.tail, worst / mass, (log_p - log_t.exp() * u).softmax(-1))
 
 # %% ../nbs/25_risk.ipynb #87e0a640
+def _chi_square_cut(gap, p, rho):
+    "The threshold as a gap below the largest loss: weights are p * (cut - gap)+ up to a factor."
+    u, order = gap.sort(-1)                                             # worst first
+    P, S, SS = ((p.gather(-1, order) * x).cumsum(-1) for x in (torch.ones_like(u), u, u ** 2))
+    P, after, end = P / P[..., -1:], u[..., 1:], torch.full_like(u[..., :1], math.inf)
+    first = P[..., :-1] * after - S[..., :-1]                           # E (c - u)+ with c at the next loss ...
+    second = (P[..., :-1] * after - 2 * S[..., :-1]) * after + SS[..., :-1]   # ... and E (c - u)+^2
+    enough = torch.cat([(first > 0) & (second <= (1 + 2 * rho) * first ** 2), end > 0], -1)
+    k = enough.int().argmax(-1, keepdim=True)
+    P, mean, var = (x.gather(-1, k) for x in (P, S / P, (SS / P - (S / P) ** 2).clamp(min=0)))
+    cut = mean + (var / (2 * rho * P + (P - 1)).clamp(min=torch.finfo(P.dtype).tiny)).sqrt()
+    return torch.minimum(cut, torch.cat([after, end], -1).gather(-1, k))
+
+# %% ../nbs/25_risk.ipynb #01d9c99f
 class ChiSquareDRO(Risk):
     "DRO over the chi-square ball (1/2) sum p (q/p - 1)^2 <= rho (scale of Duchi & Namkoong); exact by sorting."
     def __init__(self,
                  rho, # >= 0, without unit: 0 is the mean; n equal samples reach the maximum at rho = (n - 1) / 2
                 ):
-        self.rho = _number('rho', rho, 0)
+        self.rho = number('rho', rho)
 
     def _weights(self, l, p):
         if self.rho == 0: return p
         gap = _gap(l)
-        u, order = gap.sort(-1)                                             # worst first; eta becomes a cut at u = c
-        P, S, SS = ((p.gather(-1, order) * x).cumsum(-1) for x in (torch.ones_like(u), u, u ** 2))
-        P, after = P / P[..., -1:], u[..., 1:]
-        first = P[..., :-1] * after - S[..., :-1]                           # E (c - u)+ with c at the next loss, and its square
-        second = (P[..., :-1] * after - 2 * S[..., :-1]) * after + SS[..., :-1]
-        enough = torch.cat([(first > 0) & (second <= (1 + 2 * self.rho) * first ** 2), torch.ones_like(P[..., :1], dtype=torch.bool)], -1)
-        k = enough.int().argmax(-1, keepdim=True)
-        P, mean, var = (x.gather(-1, k) for x in (P, S / P, (SS / P - (S / P) ** 2).clamp(min=0)))
-        cut = mean + (var / (2 * self.rho * P + (P - 1)).clamp(min=torch.finfo(P.dtype).tiny)).sqrt()
-        cut = torch.minimum(cut, torch.cat([after, torch.full_like(u[..., :1], math.inf)], -1).gather(-1, k))
-        q = p * (cut - gap).clamp(min=0)
+        q = p * (_chi_square_cut(gap, p, self.rho) - gap).clamp(min=0)
         q = torch.where(q.sum(-1, keepdim=True) > 0, q, p * (gap == 0))
         return q / q.sum(-1, keepdim=True)
 
 # %% ../nbs/25_risk.ipynb #7d57b110
 class CressieRead(Risk):
-    "DRO over the Cressie-Read ball of order k > 1 (Duchi & Namkoong 2021, section 2); k = 2 is `ChiSquareDRO`, k towards 1 the Kullback-Leibler ball."
+    "DRO over the Cressie-Read ball of order k (Duchi & Namkoong 2021); 2 is chi-square, 1 Kullback-Leibler."
     def __init__(self,
-                 k, # order of the divergence, > 1
+                 k, # order of the divergence, in (1, 1e6]
                  rho, # radius >= 0, without unit: 0 is the mean
                 ):
-        self.k, self.rho = _number('k', k, 1, open_low=True), _number('rho', rho, 0)
+        self.k, self.rho = number('k', k, 1, 1e6, open_low=True), number('rho', rho)
 
-    def _weights(self, l, p):
-        if self.rho == 0: return p
-        u, power, c = _gap(l), 1 / (self.k - 1), (1 + self.k * (self.k - 1) * self.rho) ** (1 / self.k)
-        low, high = torch.full_like(u[..., :1], math.log(torch.finfo(u.dtype).tiny) + 1), torch.full_like(u[..., :1], math.log(1e12))
-        for _ in range(70):
-            cut = ((low + high) / 2).exp()
-            y = (1 - u / cut).clamp(min=0)                                   # (l - eta)+ up to a factor
-            slope = 1 - c * (p * y ** power).sum(-1, keepdim=True) / (p * y ** (power + 1)).sum(-1, keepdim=True) ** (1 / self.k)
-            low, high = torch.where(slope > 0, cut.log(), low), torch.where(slope > 0, high, cut.log())
-        worst = p * (u == 0)
-        mass = worst.sum(-1, keepdim=True)
-        q = torch.where(mass * c ** (self.k * power) >= 1, worst, p * y ** power)
-        return q / q.sum(-1, keepdim=True)
+    def _too_low(self, log_y, log_p):
+        "Whether eta has to go further below the largest loss; `log_y`: logarithm of (l - eta)+ up to a constant."
+        a, b = ((log_y * e + log_p).logsumexp(-1, keepdim=True) for e in (1 / (self.k - 1), self.k / (self.k - 1)))
+        return math.log1p(self.k * (self.k - 1) * self.rho) / self.k + a - b / self.k < 0
+
+# %% ../nbs/25_risk.ipynb #227c4605
+@patch
+def _neighbour(self: CressieRead, u, log_p):
+    "The gap of the last loss above eta, and of the next one, for gaps `u`; each (..., 1)."
+    order, n = u.sort(-1).values, u.shape[-1]
+    low = torch.zeros_like(u[..., :1], dtype=torch.long)
+    high = low + n
+    for _ in range(n.bit_length()):
+        middle = (low + high) // 2
+        cut = order.gather(-1, middle)
+        up = (cut == 0) | self._too_low(((cut - u) / cut).clamp(min=0).log(), log_p)
+        low, high = torch.where(up, middle, low), torch.where(up, high, middle)
+    return order.gather(-1, low), torch.cat([order, torch.full_like(u[..., :1], 1e12)], -1).gather(-1, low + 1)
+
+# %% ../nbs/25_risk.ipynb #86362931
+@patch
+def _weights(self: CressieRead, l, p):
+    if self.rho == 0: return p
+    u, log_p = _gap(l), p.log()
+    last, after = self._neighbour(u, log_p)
+    def log_y(s):                                        # eta is exp(s) below the last loss that has weight
+        y, above = last + s.exp(), last - u
+        return torch.where(above > 0, ((above + s.exp()) / y).log(), torch.where(above == 0, s - y.log(), -math.inf))
+    start = torch.full_like(last, -800 * max(1, self.k - 1))
+    s = _bisect(start, (after - last).log(), lambda s: self._too_low(log_y(s), log_p), 64)
+    q = torch.where(last == 0, p * (u == 0), (log_y(s) / (self.k - 1) + log_p).exp())
+    return q / q.sum(-1, keepdim=True)
 
 # %% ../nbs/25_risk.ipynb #d31dcad5
 class SmoothedCVaR(Risk):
@@ -397,23 +408,22 @@ class SmoothedCVaR(Risk):
                  tail, # in (0, 1], as for `CVaR`
                  nu, # > 0, in units of the loss: towards 0 this is CVaR, towards infinity the mean
                 ):
-        self.tail, self.nu = _number('tail', tail, 0, 1, open_low=True), _number('nu', nu, 0, open_low=True)
+        self.tail, self.nu = number('tail', tail, 0, 1, open_low=True), number('nu', nu, open_low=True)
 
-    def _ratio(self, x, eta): return (1 + x - eta).clamp(0, 1 / self.tail)
+    def _penalty(self, q, l, p): return self.nu / 2 * _dot(p, (q / torch.where(p > 0, p, 1.) - 1) ** 2)
 
-    def _weights(self, l, p):
-        x = _finite((l - l.amax(-1, keepdim=True)) / self.nu)                # losses in units of nu, the largest is 0
-        bends, order = torch.cat([x + 1, x - (1 / self.tail - 1)], -1).sort(-1, descending=True)
-        slope = torch.cat([p, -p], -1).gather(-1, order).cumsum(-1)           # of the sum of weights, as eta goes down
-        step = bends[..., :-1] - bends[..., 1:]
-        total = torch.cat([torch.zeros_like(p[..., :1]), (slope[..., :-1] * step).cumsum(-1)], -1)
-        at = (total < 1).sum(-1, keepdim=True).clamp(max=total.shape[-1] - 1)  # the first bend where the sum has reached 1
-        eta = bends.gather(-1, at) + (total.gather(-1, at) - 1) / slope.gather(-1, at - 1).clamp(min=1e-300)
-        q = p * self._ratio(x, eta)
-        return q / q.sum(-1, keepdim=True)
-
-    def _penalty(self, q, l, p):
-        return self.nu / 2 * _dot(p, (q / torch.where(p > 0, p, 1.) - 1) ** 2)
+# %% ../nbs/25_risk.ipynb #9c7bff30
+@patch
+def _weights(self: SmoothedCVaR, l, p):
+    x = _finite((l - l.amax(-1, keepdim=True)) / self.nu)                # losses in units of nu, the largest is 0
+    bends, order = torch.cat([x + 1, x - (1 / self.tail - 1)], -1).sort(-1, descending=True)
+    slope = torch.cat([p, -p], -1).gather(-1, order).cumsum(-1)           # of the sum of weights, as eta goes down
+    step = bends[..., :-1] - bends[..., 1:]
+    total = torch.cat([torch.zeros_like(p[..., :1]), (slope[..., :-1] * step).cumsum(-1)], -1)
+    at = (total < 1).sum(-1, keepdim=True).clamp(max=total.shape[-1] - 1)  # the first bend where the sum is 1
+    eta = bends.gather(-1, at) + (total.gather(-1, at) - 1) / slope.gather(-1, at - 1).clamp(min=1e-300)
+    q = p * (1 + x - eta).clamp(0, 1 / self.tail)
+    return q / q.sum(-1, keepdim=True)
 
 # %% ../nbs/25_risk.ipynb #0748a47e
 class MeanUpperSemideviation(Risk):
@@ -422,7 +432,7 @@ class MeanUpperSemideviation(Risk):
                  c=1., # >= 0; above 1 the measure is no longer monotone and its weights may be negative
                  order=1., # r >= 1
                 ):
-        self.c, self.order = _number('c', c, 0), _number('order', order, 1)
+        self.c, self.order = number('c', c), number('order', order, 1)
 
     def _weights(self, l, p):
         above = (l - _dot(p, l)[..., None]).clamp(min=0)
@@ -433,8 +443,8 @@ class MeanUpperSemideviation(Risk):
         return p * (1 + self.c * (d - (p * d).sum(-1, keepdim=True)))
 
 # %% ../nbs/25_risk.ipynb #d2ba48b8
-class Distortion(Risk, names=()):
-    "Measures that weight a loss by its rank: a subclass gives the concave distortion `g` on [0, 1] with g(0) = 0 and g(1) = 1."
+class Distortion(Risk, abstract=True):
+    "Measures that weight a loss by its rank: a subclass gives a concave `g` on [0, 1] with g(0) = 0 and g(1) = 1."
     def g(self, u): raise NotImplementedError(f'{type(self).__name__} does not say what g is')
     def spread(self, before, p): return self.g((before + p).clamp(0, 1)) - self.g(before.clamp(0, 1))
     def _solve(self, l, p, groups): return _by_rank(l, p, self.spread), 0
@@ -443,21 +453,22 @@ class DualPower(Distortion):
     "Expected maximum of k independent draws: g(u) = 1 - (1 - u)^k."
     def __init__(self,
                  k, # >= 1; 1 is the mean
-                ): self.k = _number('k', k, 1)
+                ): self.k = number('k', k, 1)
     def g(self, u): return 1 - (1 - u) ** self.k
 
+# %% ../nbs/25_risk.ipynb #c37c9feb
 class ProportionalHazard(Distortion):
     "Proportional hazard transform (Wang 1995): g(u) = u^(1/r)."
     def __init__(self,
                  r, # >= 1; 1 is the mean
-                ): self.r = _number('r', r, 1)
+                ): self.r = number('r', r, 1)
     def g(self, u): return u ** (1 / self.r)
 
 class Wang(Distortion):
     "Wang transform (2000): g(u) = Phi(Phi^-1(u) + lam)."
     def __init__(self,
                  lam, # >= 0; 0 is the mean
-                ): self.lam = _number('lam', lam, 0)
+                ): self.lam = number('lam', lam)
     def g(self, u): return torch.special.ndtr(torch.special.ndtri(u) + self.lam)
 
 # %% ../nbs/25_risk.ipynb #cfac8c73
@@ -465,84 +476,86 @@ class ExponentialSpectral(Distortion):
     "Exponential spectral measure (Cotter & Dowd 2006): g(u) = (1 - exp(-r u)) / (1 - exp(-r))."
     def __init__(self,
                  r, # > 0; towards 0 the mean
-                ): self.r = _number('r', r, 0, open_low=True)
+                ): self.r = number('r', r, open_low=True)
     def g(self, u): return torch.expm1(-self.r * u) / math.expm1(-self.r)
 
 # %% ../nbs/25_risk.ipynb #c4a95b76
 def _by_group(l, p, groups, n_groups):
-    "Mass (n_groups,), mean loss (n_groups,; NaN for absent groups) and probability of each sample given its group (n,)."
+    "Mass and mean loss of each group (NaN if absent), and the probability of each sample given its group."
     if bool(((groups < 0) | (groups >= n_groups)).any()):
-        raise ValueError(f'groups: got labels from {groups.min().item()} to {groups.max().item()}, expected 0 to {n_groups - 1}')
-    p = _uniform(l) if p is None else p
+        raise ValueError(f'groups: got labels from {groups.min()} to {groups.max()}, expected 0 to {n_groups - 1}')
+    p = _uniform(l) if p is None else p.to(l.dtype)
     mass = l.new_zeros(n_groups).index_add_(0, groups, p)
     inside = torch.where(p > 0, p / mass[groups], 0.)
     mean = l.new_zeros(n_groups).index_add_(0, groups, (inside * l).masked_fill(inside == 0, 0))
     return mass, torch.where(mass > 0, mean, math.nan), inside
 
-def _count(name, value):
-    "`value` if it is a positive integer, else a `ValueError`."
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1: raise ValueError(f'{name}: got {value!r}, expected an integer >= 1')
-    return int(value)
-
-def _per_group(name, values, n_groups):
-    "`values` as a list of `n_groups` floats."
-    try: values = [float(v) for v in values]
-    except TypeError: raise ValueError(f'{name}: got {values!r}, expected one number per group') from None
-    if len(values) != n_groups or not all(map(math.isfinite, values)): raise ValueError(f'{name}: got {values}, expected {n_groups} finite numbers, one per group')
-    return values
+def _per_group(name, values, n_groups=None):
+    "`values` as a list of floats, `n_groups` of them where that is given."
+    try: found = [float(v) for v in values]
+    except (TypeError, ValueError): found = [math.nan]
+    if n_groups not in (None, len(found)) or not all(map(math.isfinite, found)):
+        raise ValueError(f'{name}={shown(values)}: expected {n_groups or "a list of"} finite numbers, one per group')
+    return found
 
 # %% ../nbs/25_risk.ipynb #71605712
-class GroupDRO(Risk):
-    """Group DRO by exponentiated gradient (Sagawa et al. 2020, algorithm 1), with state: uses its weights, then updates them.
+class Remembering(Risk, abstract=True):
+    "A measure that carries tensors, named in `state`, from batch to batch."
+    needs_groups, state = True, ()
+    def state_dict(self): return {name: getattr(self, name).clone() for name in self.state}
+    def load_state_dict(self, state):
+        for name in self.state: setattr(self, name, state[name].clone())
 
-    Among the groups present in a batch the state is renormalised; absent groups keep their weight. No update under `torch.no_grad()`."""
-    needs_groups = True
+class GroupDRO(Remembering):
+    "Group DRO by exponentiated gradient (Sagawa et al. 2020, algorithm 1): uses its weights, then updates them."
+    state = 'log_q',
     def __init__(self,
                  n_groups, # labels are 0 ... n_groups - 1
                  step=.01, # > 0, in 1 / units of the loss
                  adjustments=None, # added to the groups' losses before the maximum, e.g. C / sqrt(group size)
                 ):
-        self.n_groups, self.step = _count('n_groups', n_groups), _number('step', step, 0, open_low=True)
+        self.n_groups, self.step = whole('n_groups', n_groups), number('step', step, open_low=True)
         self.adjustments = None if adjustments is None else _per_group('adjustments', adjustments, self.n_groups)
         self.reset()
 
     def reset(self): self.log_q = torch.full((self.n_groups,), -math.log(self.n_groups))
-    def state_dict(self): return {'log_q': self.log_q.clone()}
-    def load_state_dict(self, state): self.log_q = state['log_q'].clone()
 
-    def _look(self, l, p, groups):
-        "Present groups, their adjusted mean losses, log weights, probabilities inside groups and the adjustments."
-        mass, mean, inside = _by_group(l, p, groups, self.n_groups)
-        adj = l.new_tensor(self.adjustments or [0.] * self.n_groups)
-        return mass > 0, mean + adj, self.log_q.to(l), inside, adj
+# %% ../nbs/25_risk.ipynb #1c6cc005
+@patch
+def _look(self: GroupDRO, l, p, groups):
+    "Present groups, their adjusted mean losses, log weights, probabilities inside groups and the adjustments."
+    mass, mean, inside = _by_group(l, p, groups, self.n_groups)
+    adj = l.new_tensor(self.adjustments or [0.] * self.n_groups)
+    return mass > 0, mean + adj, self.log_q.to(l), inside, adj
 
-    def _solve(self, l, p, groups):
-        present, loss, log_q, inside, adj = self._look(l, p, groups)
-        Q = torch.where(present, torch.where(loss.isnan(), math.nan, log_q), -math.inf).softmax(0)
-        return Q[groups] * inside, -_dot(Q, adj)
+@patch
+def _solve(self: GroupDRO, l, p, groups):
+    present, loss, log_q, inside, adj = self._look(l, p, groups)
+    Q = torch.where(present, torch.where(loss.isnan(), math.nan, log_q), -math.inf).softmax(0)
+    return Q[groups] * inside, -_dot(Q, adj)
 
-    @torch.no_grad()
-    def update(self, losses, p=None, groups=None):
-        "Move weight towards the groups with large losses; groups that are absent or have a loss that is not finite keep theirs."
-        l, p, groups = _inputs(self, losses, p, groups)
-        present, loss, log_q, _, _ = self._look(l, p, groups)
-        present = present & loss.isfinite()
-        old = torch.where(present, log_q, -math.inf)
-        new = torch.where(present, log_q + self.step * loss, -math.inf)
-        self.log_q = torch.where(present, new - new.logsumexp(0) + old.logsumexp(0), log_q)
+# %% ../nbs/25_risk.ipynb #28bcdb32
+@patch
+@torch.no_grad()
+def update(self: GroupDRO, losses, p=None, groups=None):
+    "Move weight towards groups with large losses; groups that are absent or without a finite loss keep theirs."
+    present, loss, log_q, _, _ = self._look(*_inputs(self, losses, p, groups))
+    present = present & loss.isfinite()
+    old = torch.where(present, log_q, -math.inf)
+    new = torch.where(present, log_q + self.step * loss, -math.inf)
+    self.log_q = torch.where(present, new - new.logsumexp(0) + old.logsumexp(0), log_q)
 
-    def __call__(self, losses, p=None, groups=None):
-        "As `Risk.__call__`, followed by `update` if gradients are recorded."
-        value = super().__call__(losses, p, groups)
-        if torch.is_grad_enabled(): self.update(losses, p, groups)
-        return value
+@patch
+def __call__(self: GroupDRO, losses, p=None, groups=None):
+    "As `Risk.__call__`, followed by `update` if gradients are recorded."
+    value = Risk.__call__(self, losses, p, groups)
+    if torch.is_grad_enabled(): self.update(losses, p, groups)
+    return value
 
 # %% ../nbs/25_risk.ipynb #d90b50ce
-class GroupCVaR(Risk):
-    """CVaR over groups with base rates, adjusted losses and moving averages (Oren et al. 2019; Sagawa et al. 2020), with state.
-
-    A batch is averaged in first and weighted afterwards; `weights` shows what a call would use without storing it. No state change under `torch.no_grad()`."""
-    needs_groups = True
+class GroupCVaR(Remembering):
+    "CVaR over groups with base rates, adjusted losses and moving averages; a batch is averaged in, then weighted."
+    state = 'loss', 'mass'
     def __init__(self,
                  tail, # in (0, 1]: mass of the groups that count
                  n_groups, # labels are 0 ... n_groups - 1
@@ -550,40 +563,46 @@ class GroupCVaR(Risk):
                  adjustments=None, # added to the groups' losses, e.g. minus a baseline, or C / sqrt(group size)
                  ema=1., # in (0, 1]: weight of the new batch in the moving averages; 1 forgets the past
                 ):
-        self.tail, self.n_groups = _number('tail', tail, 0, 1, open_low=True), _count('n_groups', n_groups)
+        self.tail, self.n_groups = number('tail', tail, 0, 1, open_low=True), whole('n_groups', n_groups)
         self.adjustments = None if adjustments is None else _per_group('adjustments', adjustments, self.n_groups)
-        self.rates, self.ema = None if rates is None else _per_group('rates', rates, self.n_groups), _number('ema', ema, 0, 1, open_low=True)
-        if self.rates and (min(self.rates) <= 0 or abs(sum(self.rates) - 1) > 1e-3): raise ValueError(f'rates: got {self.rates}, expected positive numbers that sum to 1')
+        self.rates = None if rates is None else _per_group('rates', rates, self.n_groups)
+        self.ema = number('ema', ema, 0, 1, open_low=True)
+        if self.rates and (min(self.rates) <= 0 or abs(sum(self.rates) - 1) > 1e-3):
+            raise ValueError(f'rates={shown(self.rates)}: expected positive numbers that sum to 1')
         self.reset()
 
     def reset(self): self.loss, self.mass = torch.full((2, self.n_groups), math.nan)
-    def state_dict(self): return {'loss': self.loss.clone(), 'mass': self.mass.clone()}
-    def load_state_dict(self, state): self.loss, self.mass = state['loss'].clone(), state['mass'].clone()
 
-    def _look(self, l, p, groups):
-        "Moving averages of loss and mass that include this batch; the batch's own mass, loss, and probabilities inside groups."
-        mass, mean, inside = _by_group(l, p, groups, self.n_groups)
-        average = lambda old, new: torch.where(old.isnan(), new, torch.where(new.isfinite(), old + self.ema * (new - old), old))
-        return average(self.loss.to(l), mean), average(self.mass.to(l), mass), mass, mean, inside
+# %% ../nbs/25_risk.ipynb #d48d58bf
+@patch
+def _look(self: GroupCVaR, l, p, groups):
+    "Moving averages of loss and mass with this batch; its own mass, loss, and probabilities inside groups."
+    mass, mean, inside = _by_group(l, p, groups, self.n_groups)
+    def average(old, new):
+        moved = torch.where(new.isfinite(), old + self.ema * (new - old), old)
+        return torch.where(old.isnan(), new, moved)
+    return average(self.loss.to(l), mean), average(self.mass.to(l), mass), mass, mean, inside
 
-    def _solve(self, l, p, groups):
-        loss, rates, mass, mean, inside = self._look(l, p, groups)
-        if self.rates: rates = l.new_tensor(self.rates)
-        rates = torch.where(mass > 0, rates, 0.)
-        rates = rates / rates.sum()
-        adj = l.new_tensor(self.adjustments or [0.] * self.n_groups)
-        loss = torch.where(mean.isfinite(), loss, mean) + adj                # averages hide a NaN, the value must not
-        Q = CVaR(self.tail)._solve(_support(loss, rates), rates, None)[0]
-        return Q[groups] * inside, -_dot(Q, adj)
+@patch
+def _solve(self: GroupCVaR, l, p, groups):
+    loss, rates, mass, mean, inside = self._look(l, p, groups)
+    rates = _wide(torch.where(mass > 0, l.new_tensor(self.rates) if self.rates else rates, 0.))
+    rates = rates / rates.sum()
+    adj = l.new_tensor(self.adjustments or [0.] * self.n_groups)
+    loss = torch.where(mean.isfinite(), loss, mean) + adj                # averages hide a NaN, the value must not
+    Q = CVaR(self.tail)._solve(_support(loss, rates), rates, None)[0]
+    return Q[groups] * inside, -_dot(Q, adj)
 
-    def __call__(self, losses, p=None, groups=None):
-        "As `Risk.__call__`; stores the moving averages if gradients are recorded."
-        value = super().__call__(losses, p, groups)
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                l, p, groups = _inputs(self, losses, p, groups)
-                self.loss, self.mass, *_ = self._look(l.detach(), p, groups)
-        return value
+# %% ../nbs/25_risk.ipynb #0e402b39
+@patch
+def __call__(self: GroupCVaR, losses, p=None, groups=None):
+    "As `Risk.__call__`; stores the moving averages if gradients are recorded."
+    value = Risk.__call__(self, losses, p, groups)
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            l, p, groups = _inputs(self, losses, p, groups)
+            self.loss, self.mass, *_ = self._look(l.detach(), p, groups)
+    return value
 
 # %% ../nbs/25_risk.ipynb #78da1dfb
 class Regret(Risk):
@@ -593,72 +612,38 @@ class Regret(Risk):
                  inner, # any measure; it gets the group labels too
                  baselines, # loss to be subtracted, one per group 0, 1, ...
                 ):
-        if not isinstance(inner, Risk): raise ValueError(f'inner: got {inner!r}, expected a risk measure such as CVaR(0.2)')
-        try: self.baselines = _per_group('baselines', baselines, len(baselines))
-        except TypeError: raise ValueError(f'baselines: got {baselines!r}, expected one number per group') from None
-        self.inner = inner
+        self.inner, self.baselines = _a_risk('inner', inner).check(), _per_group('baselines', baselines)
 
     def _baseline(self, l, groups):
         _by_group(l, None, groups, len(self.baselines))
         return l.new_tensor(self.baselines)[groups]
 
-    def _solve(self, l, p, groups):
-        b = self._baseline(l, groups)
-        q, penalty = self.inner._solve(l - b if p is None else _support(l - b, p), p, groups)
-        return q, penalty + _dot(q, b)
+# %% ../nbs/25_risk.ipynb #7552f586
+@patch
+def _solve(self: Regret, l, p, groups):
+    b = self._baseline(l, groups)
+    q, penalty = self.inner._solve(l - b if p is None else _support(l - b, p), p, groups)
+    return q, penalty + _dot(q, b)
 
-    def __call__(self, losses, p=None, groups=None):
-        "As `Risk.__call__`; an `inner` measure with a state takes the regrets into it."
-        l, p, groups = _inputs(self, losses, p, groups)
-        return self.inner(l - self._baseline(l.detach(), groups), p, groups)
+@patch
+def __call__(self: Regret, losses, p=None, groups=None):
+    "As `Risk.__call__`; an `inner` measure with a state takes the regrets into it."
+    l, p, groups = _inputs(self, losses, p, groups)
+    return self.inner(l - self._baseline(l.detach(), groups), p, groups)
 
+# %% ../nbs/25_risk.ipynb #e3251b9c
 class DORO(Risk):
     "The `inner` measure without the worst `eps` of the probability mass (Zhai et al. 2021)."
     def __init__(self,
                  inner, # measure of losses alone
                  eps=.05, # in [0, 1): mass set aside
                 ):
-        self.inner, self.eps = _measure('inner', inner), _number('eps', eps, 0, 1, open_high=True)
+        self.inner, self.eps = _ungrouped('inner', inner), number('eps', eps, 0, 1, open_high=True)
 
     def _solve(self, l, p, groups):
-        x, p = _wide(l), _uniform(_wide(l)) if p is None else _wide(p)
+        x = _wide(l)
         def left(before, p):
             rest = p - torch.minimum((self.eps - before).clamp(min=0), p)
             return torch.where(rest > 1e-6 * p, rest, 0.)                     # no crumbs: an outlier may be 1e30
-        p = _by_rank(x, p, left).to(l.dtype)
+        p = _by_rank(x, _uniform(x) if p is None else p, left)
         return self.inner._solve(_support(l, p), p, None)
-
-# %% ../nbs/25_risk.ipynb #3076d21b
-def from_string(
-    text, # for example 'cvar(tail=0.2)', '0.5*mean + 0.5*max' or 'twolevel(cvar(0.2), 0.5*mean + 0.5*max)'
-) -> Risk:
-    "The risk measure that `text` describes; `from_string(repr(measure)) == measure`. Raises `ValueError` for anything else."
-    try:
-        risk = _from_node(ast.parse(str(text).strip(), mode='eval').body)
-        if not isinstance(risk, Risk): raise ValueError(f'{risk!r} is a value, not a measure')
-        return risk.check() if isinstance(risk, Mixture) else risk
-    except (SyntaxError, TypeError, RecursionError, MemoryError):
-        raise ValueError(f"risk: cannot read {text!r}, expected something like 'cvar(tail=0.2)' or '0.5*mean + 0.5*max'") from None
-    except ValueError as e: raise ValueError(f'risk: {text!r}: {e}') from None
-
-def _from_node(node):
-    match node:
-        case ast.BinOp(left=a, op=ast.Add(), right=b): return _from_node(a) + _from_node(b)
-        case ast.BinOp(left=a, op=ast.Mult(), right=b): return _from_node(a) * _from_node(b)
-        case ast.UnaryOp(op=ast.USub(), operand=a): return -_from_node(a)
-        case ast.Constant(value=v): return v
-        case ast.List(elts=items) | ast.Tuple(elts=items): return [_from_node(x) for x in items]
-        case ast.Name(id=name): return _by_name(name)
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
-            return _by_name(name, *map(_from_node, args), **{k.arg: _from_node(k.value) for k in keywords})
-        case _: raise SyntaxError
-
-def _by_name(name, *args, **kwargs):
-    "The measure called `name` with these arguments."
-    cls = Risk.known.get(name.lower())
-    if cls is None:
-        near = difflib.get_close_matches(name.lower(), Risk.known, n=1)
-        raise ValueError(f"unknown measure {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}; known: {', '.join(sorted(Risk.known))}")
-    try: inspect.signature(cls).bind(*args, **kwargs)
-    except TypeError as e: raise ValueError(f'{cls.__name__}: {e}') from None
-    return cls(*args, **kwargs)

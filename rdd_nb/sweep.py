@@ -15,7 +15,7 @@ from .data import load_data
 from .distill import METHODS, as_method, check_inputs
 from .evaluation import Training
 from .report import frame, read_comparison, write_report
-from .risk import from_string
+from .risk import Risk
 
 # %% ../nbs/63_sweep.ipynb #b7b593d3
 KEYS = dict(seeds=3, ipc=10, networks=2, on='test', also=[], data={}, training={}, settings={}, risks={}, grid=[])   # and what they are unless given
@@ -78,7 +78,7 @@ def plan(
     try: training = Training(**a['training'])
     except (ValueError, TypeError) as e: raise ValueError(f'[training]: {e}') from None
     for name, risk in _known(a['risks'], a['risks'], '[risks]').items():
-        try: from_string(risk)
+        try: Risk.read(risk)
         except ValueError as e: raise ValueError(f'[risks]: {name} = {risk!r} ({e})') from None
     ipcs, (networks, *_) = _whole(a['ipc'], 'ipc', 1), _whole(a['networks'], 'networks', 1)
     methods, left_out = _methods(a)

@@ -328,7 +328,7 @@ def test_command(tmp_path, capsys):
 
 @pytest.mark.parametrize('args, text', [
     (['--pde', 'navier-stokes'], "pde: got 'navier-stokes', expected one of heat"), (['--points', 0], 'points: got 0'), (['--points', -3], 'points: got -3'),
-    (['--device', 'cuda:99'], "device='cuda:99' is not available"), (['--labels', 70], 'labels: got 70, expected at most'), (['--labels', -1], 'labels: got -1'), (['--risk', 'worst'], 'unknown measure'), (['--risk', 'cvar(tail=2)'], 'tail'),
+    (['--device', 'cuda:99'], "device='cuda:99' is not available"), (['--labels', 70], 'labels: got 70, expected at most'), (['--labels', -1], 'labels: got -1'), (['--risk', 'worst'], 'unknown risk'), (['--risk', 'cvar(tail=2)'], 'tail'),
     (['--risk', 'twolevel(mean, max)'], 'risk: got'), (['--objective', 'beauty'], 'objective: got'), (['--steps', -1], 'steps: got -1'), (['--networks', 0], 'networks: got 0'), (['--seed', -1], 'seed: got -1')])
 def test_the_command_refuses_in_one_line(args, text, tmp_path):
     with pytest.raises(ValueError, match=text.replace('(', r'\(')) as e: command(*args, '--out', tmp_path/'x')
