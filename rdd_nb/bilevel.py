@@ -27,7 +27,7 @@ def _shares(weights, like):
 
 def _ridge(regularisation, variance, size, relative):
     "What is added to the diagonal; above rounding errors also where all features are alike and the variance is 0."
-    floor = (1e-12 * size.detach()).clamp(min=1e-30)
+    floor = (1e-14 * size.detach()).clamp(min=1e-30)
     return torch.maximum(regularisation * variance, floor) if relative else regularisation
 
 def ridge_fit(

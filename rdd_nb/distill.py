@@ -268,7 +268,7 @@ class _Folder:
     def claim(self):
         if self.found is None: self.found = self.config | dict(versions=versions()); write_json(self.out/'config.json', self.found)
 
-# %% ../nbs/45_distill.ipynb #14ec57d8
+# %% ../nbs/45_distill.ipynb #904d635d
 @patch
 def restore(self: _Folder, run):
     "Load the checkpoint, if there is one, into a `Distiller`. Raises `ValueError` for one that does not belong there."
@@ -279,7 +279,7 @@ def restore(self: _Folder, run):
         if [t.shape for t in state['stored']] != [t.shape for t in now['stored']] or any(state[k].shape != now[k].shape for k in ('logits', 'weight')): raise ValueError
         run.load_state_dict(state)
         self.before = float(state['seconds'])
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError):     # what a damaged or foreign file leads to
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError, IndexError):     # what a damaged or foreign file leads to
         raise ValueError(f'{printable(self.checkpoint)}: not a checkpoint of this run; delete it to start again') from None
 
 @patch

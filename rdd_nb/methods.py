@@ -84,11 +84,11 @@ class Network(Part, kind='network'):
 
 Network.known |= {'network': Network} | {name: functools.partial(Network, name) for name in MODELS}
 
-# %% ../nbs/44_methods.ipynb #b36addc8
+# %% ../nbs/44_methods.ipynb #47ad9761
 def _networks(m):
     "Settings of the network plan that can act, and the reason why others cannot."
     o, acts = m.objective, set()
-    looks = o is not None and o.uses_network and m.steps > 1
+    looks = o is not None and o.uses_network
     helpers = m.start.uses_network or m.labels.uses_network or m.clustering is not None and m.clustering.uses_network
     if o is not None and (o.uses_network or 'model' in o.own_networks) or helpers: acts |= {'model', 'width'}
     if looks: acts |= {'life'}
@@ -161,7 +161,7 @@ def _get(m, setting):
 
 PLAIN = SimpleNamespace(**_read_fields({f.name: f.default for f in dataclasses.fields(Method)}))   # the defaults, as parts
 
-# %% ../nbs/44_methods.ipynb #8ca3d2a6
+# %% ../nbs/44_methods.ipynb #b74d245a
 def _remembers(risk):
     "Whether a risk measure, or one inside it, carries state from batch to batch."
     inside = [v for v in vars(risk).values() if isinstance(v, Risk)] + [r for _, r in getattr(risk, 'parts', ())]
@@ -177,7 +177,7 @@ def _check_risk(m):
     if at not in o.places: raise ValueError(f'risk_at={at!r}: in {o!r} a risk can act at {", ".join(o.places)}')
     if at == 'distance' and risk.needs_groups:
         raise ValueError(f"risk={risk!r} looks at groups, but at risk_at='distance' there is one number per cluster: pass a measure such as CVaR(0.2)")
-    trained = o.uses_network and m.network.steps and 1 < m.network.life and m.steps > 1
+    trained = o.uses_network and m.network.steps and m.network.life > 1
     if at == 'network' and not (trained or o.own_networks):
         raise ValueError("risk_at='network' acts while a network is trained and then used: set network.steps to 1 or more and network.life to 2 or more"
                          if o.uses_network else f"risk_at='network': {o!r} does not look at networks that are trained")

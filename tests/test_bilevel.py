@@ -13,7 +13,8 @@ from torch import nn
 
 from rdd_nb.bilevel import Bilevel, KernelRidge, Unrolled, kernel_ridge, median_gamma, rbf, ridge_fit
 from rdd_nb.data import GroupedDataset
-from rdd_nb.distill import Distiller, Method
+from rdd_nb.distill import Distiller
+from rdd_nb.methods import Method
 from rdd_nb.matching import Batch, Clusters, Setup, within_clusters
 from rdd_nb.models import Classifier
 from rdd_nb.risk import CVaR, Entropic, Mean, TwoLevel, WorstCase
@@ -269,11 +270,11 @@ def test_the_name_says_all(objective):
 @pytest.mark.parametrize('make, message', [
     (lambda: KernelRidge('ntk'), r"^kernel='ntk' is not known; choose from features, linear, rbf$"),
     (lambda: KernelRidge(criterion='mse'), r"^criterion='mse' is not known"),
-    (lambda: KernelRidge(regularisation=0), '^regularisation: got 0, expected a number above 0$'),
-    (lambda: KernelRidge(gamma=-1.), '^gamma: got -1.0'),
-    (lambda: Unrolled(0), '^steps: got 0, expected a whole number of at least 1$'),
-    (lambda: Unrolled(lr=0), '^lr: got 0'),
-    (lambda: KernelRidge().loss(nn.Linear(16, 3), problem()), "^net: Linear has no method `features`"),
+    (lambda: KernelRidge(regularisation=0), r'^regularisation=0: expected a number in \(0, inf\)$'),
+    (lambda: KernelRidge(gamma=-1.), '^gamma=-1.0'),
+    (lambda: Unrolled(0), '^steps=0: expected a whole number of at least 1$'),
+    (lambda: Unrolled(lr=0), '^lr=0'),
+    (lambda: KernelRidge().loss(nn.Linear(16, 3), problem()), "^net: Linear has no method features"),
 ])
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message) as e: make()
@@ -281,7 +282,7 @@ def test_bad_input(make, message):
 
 
 def test_a_subclass_that_says_nothing():
-    with pytest.raises(NotImplementedError, match='Nothing does not say what the losses are'): type('Nothing', (Bilevel,), {})().loss(None, problem())
+    with pytest.raises(NotImplementedError, match='Nothing does not say what its losses are'): type('Nothing', (Bilevel,), {})().loss(None, problem())
 
 
 # In the loop
@@ -290,7 +291,8 @@ def test_a_subclass_that_says_nothing():
 @pytest.mark.parametrize('objective', [KernelRidge(), KernelRidge('rbf'), Unrolled(2, .1)], ids=repr)
 def test_the_loop_optimises_images_labels_and_step_size(objective, labels):
     data = GroupedDataset(draw(24, 1, 8, 8).float(), torch.arange(24) % 2, group=torch.arange(24) // 12, groups=['a', 'b'])
-    method = Method(objective, '0.5*mean + 0.5*cvar(0.5)', 'distance', clusters='groups', steps=4, batch=8, lr=.1, optimizer='adam', network='mlp', width=8, labels=labels)
+    network = 'mlp(width=8)' if objective.uses_network else 'convnet'
+    method = Method(objective, 'groups', '0.5*mean + 0.5*cvar(0.5)', 'distance', steps=4, batch='random(8)', lr=.1, optimizer='adam', network=network, labels=labels)
     run = Distiller(data, method, 2, 0, 'cpu')
     images, soft, learned = run.images.detach().clone(), None if labels == 'hard' else run.soft().detach().clone(), [t.detach().clone() for t in run.objective.learnable]
     assert all(np.isfinite(float(run.step())) for _ in range(4))
@@ -306,7 +308,8 @@ import sys, torch
 from rdd_nb.bilevel import Unrolled
 from rdd_nb.core import Cost
 from rdd_nb.data import GroupedDataset
-from rdd_nb.distill import Distiller, Method
+from rdd_nb.distill import Distiller
+from rdd_nb.methods import Method
 from rdd_nb.matching import Batch
 from rdd_nb.models import make_model
 steps, checkpoint = int(sys.argv[1]), sys.argv[2] == 'True'

@@ -14,11 +14,18 @@ import rdd_nb.matching
 from rdd_nb.coresets import KMeansSelection, class_kmeans_ids
 from rdd_nb.kmeans import assign_nearest
 from rdd_nb.data import GroupedDataset
-from rdd_nb.distill import METHODS, Distiller, Method
+from rdd_nb.distill import Distiller
+from rdd_nb.clustering import NearestClustering
 from rdd_nb.matching import Batch, Clusters, DistributionMatching, GradientMatching, blocks, cluster_gradients, class_weights, within_clusters
 from rdd_nb.models import Classifier, convnet
+from rdd_nb.methods import METHODS, Method, Network, RandomBatch, as_method, idle
 from rdd_nb.priors import Pixels
 from rdd_nb.risk import CVaR, Mean, Risk, TwoLevel, WorstCase
+
+
+def clusters_for(kind, risk, place):
+    "The clustering, where the risk looks at clusters; anywhere else a method refuses it."
+    return kind if risk is not None and (place == 'distance' or risk.needs_groups) else None
 
 
 def matching_loss(matcher, net, x, y, sizes, sx, sy, risk=None, risk_at=None, clusters=None):
@@ -30,7 +37,7 @@ MEAN_CVAR = .5 * Mean() + .5 * CVaR(.3)
 AT_TARGET = TwoLevel(CVaR(.5), .5 * Mean() + .5 * WorstCase())
 IPC, CLASSES, SHAPE = 2, 3, (1, 6, 6)
 every_matcher = pytest.mark.parametrize('matcher', MATCHERS, ids=repr)
-every_clustering = pytest.mark.parametrize('kind', ['synthetic', 'initial', 'kmeans', 'groups'])
+every_clustering = pytest.mark.parametrize('kind', ['nearest', 'nearest(moving=False)', 'kmeans(3)', 'groups'])
 
 
 # Small problems
@@ -65,9 +72,9 @@ def problem(sizes=(7, 5, 3), seed=0):
 
 def clusters_of(kind, x, y, sx, sy):
     "The four kinds of clusters that a method can ask for; for groups, one that nobody is in."
-    own = Clusters(assign_nearest(x, sx if kind == 'synthetic' else sx.flip(1) * .5, y, sy)[0], sy, torch.arange(len(sy)))
-    if kind in ('synthetic', 'initial'): return own
-    if kind == 'kmeans': return Clusters(class_kmeans_ids(x, y, 3, 0), torch.arange(CLASSES).repeat_interleave(3))
+    own = Clusters(assign_nearest(x, sx if kind == 'nearest' else sx.flip(1) * .5, y, sy)[0], sy, torch.arange(len(sy)))
+    if kind in ('nearest', 'nearest(moving=False)'): return own
+    if kind == 'kmeans(3)': return Clusters(class_kmeans_ids(x, y, 3, 0), torch.arange(CLASSES).repeat_interleave(3))
     return Clusters(y * 4 + torch.arange(len(y)) % 3, torch.arange(CLASSES).repeat_interleave(4))
 
 
@@ -99,16 +106,16 @@ def test_gradient_on_the_network_is_that_of_finite_differences(kind, risk, monke
     monkeypatch.setattr(rdd_nb.distill, 'make_model', lambda *a, **k: smooth_net())
     x, y, *_ = problem()
     data = GroupedDataset(x.float(), y, group=torch.arange(len(y)) % 2, groups=['a', 'b'])
-    run = Distiller(data, Method(GradientMatching(), risk, 'network', clusters=kind, steps=5, network_steps=1, network_lr=.1, network_batch=12), IPC, 0, 'cpu')
+    run = Distiller(data, Method(GradientMatching(), clusters_for(kind, risk, 'network'), risk, 'network', steps=5, network=Network(life=5, steps=1, lr=.1, batch=12)), IPC, 0, 'cpu')
     run.x, seen, clusters = run.x.double(), [], run.clusters
     run.stored = Pixels().begin(run.images.double())
-    run.clusters = lambda index: (seen.append(index), clusters(index))[1]
+    run._network_risk = lambda losses, index: (seen.append(index), Distiller._network_risk(run, losses, index))[1]
     before = [p.detach().clone() for p in run.network.parameters()]
     run._train_network()
     step = [(b - p.detach()) / .1 for b, p in zip(before, run.network.parameters())]
     (index,), net = seen, smooth_net()
     assert len(index) == 12
-    ids = clusters(index)
+    ids = clusters(index) if risk.needs_groups else None
     def value(parameters):
         scores = torch.func.functional_call(net, dict(zip(dict(net.named_parameters()), parameters)), (run.x[index],))
         return risk(torch.nn.functional.cross_entropy(scores, run.y[index], reduction='none'), groups=ids)
@@ -159,7 +166,7 @@ def np_distances(matcher, net, x, y, clusters, sx, sy):
     if clusters.answer is None:
         by_class = np_statistic(matcher, net, sx, sy, equal(sy, CLASSES), sy, CLASSES)
         synthetic = [by_class[c] for c in clusters.owner.tolist()]
-    else: synthetic = np_statistic(matcher, net, sx, sy, equal(clusters.synthetic.numpy(), k), clusters.synthetic.numpy(), k)
+    else: synthetic = np_statistic(matcher, net, sx, sy, equal(clusters.answer.numpy(), k), clusters.answer.numpy(), k)
     present = np.unique(clusters.real.numpy())
     return np.array([np_distance(matcher, real[i], synthetic[i]) for i in present]), present
 
@@ -200,7 +207,7 @@ def test_value_at_the_target_is_that_of_numpy(matcher, place):
 def cell_sizes(draw_): return draw_(st.lists(st.integers(0, 6), min_size=2, max_size=5).filter(lambda s: sum(s) > 0))
 
 
-def shuffled_cells(sizes, seed=0):
+def shuffled_clusters(sizes, seed=0):
     ids = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     return ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))]
 
@@ -208,7 +215,7 @@ def shuffled_cells(sizes, seed=0):
 @settings(max_examples=12)
 @given(cell_sizes())
 def test_all_cells_at_once_are_the_cells_one_by_one(sizes):
-    net, clusters = smooth_net(), shuffled_cells(sizes)
+    net, clusters = smooth_net(), shuffled_clusters(sizes)
     n, k = len(clusters), len(sizes)
     x, y = draw(n, *SHAPE).requires_grad_(True), torch.arange(n) % CLASSES
     w = within_clusters(clusters, k, torch.rand(n, generator=torch.Generator().manual_seed(1), dtype=F64) + .1)
@@ -236,7 +243,7 @@ def test_all_cells_at_once_are_the_cells_one_by_one(sizes):
 @pytest.mark.parametrize('kind', ['synthetic', 'groups'])
 def test_the_matching_loss_does_not_depend_on_the_strategy(metric, kind, monkeypatch):
     net, (x, y, sizes, sx, sy) = smooth_net(), problem((9, 2, 1))
-    clusters, found = clusters_of('groups' if kind == 'groups' else 'synthetic', x, y, sx, sy), []
+    clusters, found = clusters_of('groups' if kind == 'groups' else 'nearest', x, y, sx, sy), []
     for batched in (True, False):
         monkeypatch.setattr(rdd_nb.matching, '_batched', lambda *_: batched)
         s = sx.clone().requires_grad_(True)
@@ -249,7 +256,7 @@ def test_the_matching_loss_does_not_depend_on_the_strategy(metric, kind, monkeyp
 @settings(max_examples=40)
 @given(cell_sizes())
 def test_blocks_hold_every_sample_once(sizes):
-    clusters = shuffled_cells(sizes, 3)
+    clusters = shuffled_clusters(sizes, 3)
     index, mask = blocks(clusters, len(sizes))
     assert index.shape == mask.shape == (len(sizes), max(sizes))
     assert mask.sum(1).tolist() == sizes and sorted(index[mask].tolist()) == list(range(len(clusters)))
@@ -341,7 +348,7 @@ def test_whole_weights_are_copies(matcher, copies):
 @settings(max_examples=40)
 @given(cell_sizes(), st.integers(0, 5))
 def test_weights_inside_cells_add_up_to_one(sizes, seed):
-    clusters = shuffled_cells(sizes, seed)
+    clusters = shuffled_clusters(sizes, seed)
     for weights in (None, torch.rand(len(clusters), generator=torch.Generator().manual_seed(seed))):
         total = torch.zeros(len(sizes)).index_add_(0, clusters, within_clusters(clusters, len(sizes), weights))
         assert all(t == pytest.approx(float(s > 0), abs=1e-5) for t, s in zip(total.tolist(), sizes))
@@ -362,7 +369,7 @@ def losses_of(net, x, y):
 @pytest.mark.parametrize('tail', [.1, .37, .5, 1.])
 def test_cvar_weights_at_the_target_solve_the_linear_program(tail):
     net, (x, y, sizes, *_) = smooth_net(), problem((11, 8, 1))
-    q = class_weights(net, x, y, sizes, CVaR(tail), Clusters(y, torch.arange(CLASSES)))
+    q = class_weights(net, Batch(x, y, x, y, CLASSES, clusters=Clusters(y, torch.arange(CLASSES))), CVaR(tail))
     for l, found in zip(losses_of(net, x, y).split(sizes), q.split(sizes)):
         v = cvxpy.Variable(len(l), nonneg=True)
         expected = solve(v, v @ l.numpy(), [cvxpy.sum(v) == 1, v <= 1 / (len(l) * tail)])
@@ -374,7 +381,7 @@ def test_two_level_weights_at_the_target_solve_the_linear_program(tail):
     "CVaR inside clusters, then half the mean and half the maximum over the clusters: Eq. 2 of the paper."
     net, (x, y, sizes, sx, sy) = smooth_net(), problem((11, 8, 4))
     clusters = clusters_of('groups', x, y, sx, sy)
-    q = class_weights(net, x, y, sizes, TwoLevel(CVaR(tail), .5 * Mean() + .5 * WorstCase()), clusters)
+    q = class_weights(net, Batch(x, y, x, y, CLASSES, clusters=clusters), TwoLevel(CVaR(tail), .5 * Mean() + .5 * WorstCase()))
     for l, ids, found in zip(losses_of(net, x, y).split(sizes), clusters.real.split(sizes), q.split(sizes)):
         present = ids.unique().tolist()
         v, r = cvxpy.Variable(len(l), nonneg=True), cvxpy.Variable(len(present), nonneg=True)
@@ -389,7 +396,7 @@ def test_two_level_weights_at_the_target_solve_the_linear_program(tail):
 @every_matcher
 def test_weights_over_the_distances_solve_the_linear_program(matcher):
     net, (x, y, sizes, sx, sy) = linear_net(), problem()
-    clusters = clusters_of('kmeans', x, y, sx, sy)
+    clusters = clusters_of('kmeans(3)', x, y, sx, sy)
     loss, q = matching_loss(matcher, net, x, y, sizes, sx, sy, CVaR(.35), 'distance', clusters)
     distances, present = np_distances(matcher, net, x.numpy(), y.numpy(), clusters, sx.numpy(), sy.numpy())
     v = cvxpy.Variable(len(present), nonneg=True)
@@ -419,7 +426,8 @@ def first_step(monkeypatch, data, risk, place, kind, ipc=3):
     "A `Distiller` with the linear network after one step, and its images before."
     monkeypatch.setattr(rdd_nb.distill, 'make_model', lambda *a, **k: linear_net(2).float())
     matcher, lr = PLACES.get(place, PLACES['target'])
-    method = Method(matcher, risk, place if risk else None, clusters=kind, steps=10, lr=lr, batch=1000, network_steps=int(place == 'network'), network_batch=1000)
+    network = Network(life=10, steps=1, batch=1000) if place == 'network' else Network()
+    method = Method(matcher, clusters_for(kind, risk, place), risk, place if risk else None, steps=10, lr=lr, batch=RandomBatch(1000), network=network)
     run = Distiller(data, method, ipc, 0, 'cpu')
     before = run.images.detach().clone()
     run.step()
@@ -430,16 +438,16 @@ def np_matching_loss(run, data, images, risk_weights, place):
     "The loss that `Distiller.step` should go down, from the definition, in numpy float64."
     net, y, sy, m = linear_net(2), data.y.numpy(), run.sy.numpy(), run.method
     x, s = data.x.double().numpy(), images.reshape(len(sy), -1)
-    ids = run.clusters(torch.arange(len(y))).numpy() if m.cells != 'synthetic' else assign_nearest(data.x, run.initial, data.y, run.sy)[0].numpy()
+    ids = run.clusters(torch.arange(len(y))).numpy() if m.clustering != NearestClustering() else assign_nearest(data.x, run.initial, data.y, run.sy)[0].numpy()
     class_equal = lambda labels: 1 / np.bincount(labels)[labels]
     if place == 'target':
         q = np.concatenate([risk_weights(None, ids[y == c]) for c in range(2)])
         real, synthetic = np_statistic(m.objective, net, x, y, q, y, 2), np_statistic(m.objective, net, s, sy, class_equal(sy), sy, 2)
         return sum(np_distance(m.objective, a, b) for a, b in zip(real, synthetic))
-    answer = {'groups': None, 'kmeans': None}.get(m.cells, np.arange(len(sy)))
+    answer = np.arange(len(sy)) if isinstance(m.clustering, NearestClustering) else None
     distances = []
     for k in np.unique(ids):
-        own, mine = ids == k, sy == run.owner[k].item() if answer is None else answer == k
+        own, mine = ids == k, sy == run.assigned.owner[k].item() if answer is None else answer == k
         distances.append(((x[own].reshape(own.sum(), -1).mean(0) - s[mine].mean(0)) ** 2).sum())
     distances = np.array(distances)
     return 2 * risk_weights(distances, None) @ distances
@@ -490,18 +498,18 @@ def test_a_cluster_of_one_counts_as_much_as_one_of_many(monkeypatch, place, kind
     "Uniform over clusters: each cluster that somebody is in gets the same weight, also the cluster of the one rare sample."
     data = rare_data()
     run, _ = first_step(monkeypatch, data, TwoLevel(Mean(), Mean()), place, kind)
-    moved = kind == 'synthetic' and place == 'target'        # the network is trained after the images have moved, the target is made before
+    moved = kind == 'nearest' and place == 'target'        # the network is trained after the images have moved, the target is made before
     ids = assign_nearest(data.x, run.initial, data.y, run.sy)[0] if moved else run.clusters(torch.arange(len(data)))
-    counts = torch.bincount(ids, minlength=len(run.owner))
+    counts = torch.bincount(ids, minlength=len(run.assigned.owner))
     if place == 'target': assert counts[ids[0]] == counts[ids[24]] == 1                 # the rare ones are alone
-    tally = torch.zeros(len(run.owner)).index_add_(0, ids, run.weight)                  # what the risk gave to each cluster
+    tally = torch.zeros(len(run.assigned.owner)).index_add_(0, ids, run.weight)                  # what the risk gave to each cluster
     if place == 'network':                                                              # the batch is drawn with replacement over all classes
         tally = tally[tally > 0]
         assert len(tally) >= 4
         torch.testing.assert_close(tally, torch.full_like(tally, 1 / len(tally)), rtol=1e-5, atol=1e-7)
     else:
         for c in range(2):
-            own = (run.owner == c) & (counts > 0)
+            own = (run.assigned.owner == c) & (counts > 0)
             torch.testing.assert_close(tally[own], torch.full((int(own.sum()),), 1 / int(own.sum())), rtol=1e-5, atol=1e-7)
 
 
@@ -564,13 +572,21 @@ def test_unknown_metric():
     with pytest.raises(ValueError, match='cosine, l2, l1'): GradientMatching('angle')
 
 
+def shrunk(m):
+    "A method for few small images; settings that cannot act stay as they are."
+    small = dict(steps=3)
+    if m.objective.uses_batch(m.risk_at): small['batch'] = dict(size=5)
+    if 'network.width' not in idle(m): small['network'] = dict(width=4)
+    return as_method(m, **small)
+
+
 @pytest.mark.parametrize('name', [k for k, m in METHODS.items() if m.objective])
 def test_named_methods_step_on_three_channels(name):
     "Every named method on colour images with classes of different sizes, one of them smaller than the batch."
     y = torch.arange(3).repeat_interleave(torch.tensor([9, 5, 4]))
     data = GroupedDataset(draw(18, 3, 8, 8).float(), y, torch.arange(18) % 2, groups=['a', 'b'])
     packed = METHODS[name].prior.per_sample > 1
-    run = Distiller(data, dataclasses.replace(METHODS[name], steps=3, width=4, batch=5), 1 if packed else 2, 0, 'cpu')
+    run = Distiller(data, shrunk(METHODS[name]), 1 if packed else 2, 0, 'cpu')
     losses = [run.step() for _ in range(3)]
     moved = (run.images.detach() - run.initial).flatten(1).norm(dim=1).view(3, -1)
     assert all(np.isfinite(losses)) and (moved.amax(1) > 0).all()

@@ -9,7 +9,8 @@ from torch import nn
 
 from rdd_nb.core import generator
 from rdd_nb.data import GroupedDataset
-from rdd_nb.distill import Distiller, Method
+from rdd_nb.distill import Distiller
+from rdd_nb.methods import Method
 from rdd_nb.matching import Batch, Clusters, DistributionMatching, within_clusters
 from rdd_nb.models import Classifier, make_model
 from rdd_nb.moments import CharacteristicMatching, KernelMatching, MomentMatching, feature_spread
@@ -266,7 +267,7 @@ def test_one_synthetic_sample_where_two_are_needed():
     net, b = problem(ipc=2)
     own = dataclasses.replace(b, clusters=Clusters(b.y * 2 + torch.arange(18) % 2, b.sy, torch.arange(6)))
     for m in (MomentMatching(), KernelMatching(unbiased=True)):
-        with pytest.raises(ValueError, match="in a cell, got 1: choose clusters='kmeans' or 'groups'"): m.loss(net, own, CVaR(.5), 'distance')
+        with pytest.raises(ValueError, match="in a cluster, got 1: choose clustering='kmeans'"): m.loss(net, own, CVaR(.5), 'distance')
         m.loss(net, own, CVaR(.5), 'target')
     for m in (CharacteristicMatching(8), KernelMatching()): m.loss(net, own, CVaR(.5), 'distance')
 
@@ -305,7 +306,7 @@ def test_on_a_convnet_in_single_precision(matcher):
 def test_in_the_loop(matcher, place):
     y = torch.arange(CLASSES).repeat_interleave(8)
     data = GroupedDataset(draw(24, 1, 8, 8).float(), y)
-    method = Method(matcher, CVaR(.5) if place else None, place, clusters='kmeans', cells_per_class=2, steps=2, lr=.1, optimizer='adam', width=4)
+    method = Method(matcher, 'kmeans(2)' if place == 'distance' else None, CVaR(.5) if place else None, place, steps=2, lr=.1, optimizer='adam', network='convnet(width=4)')
     runs = [Distiller(data, method, 2, 0, 'cpu') for _ in range(2)]
     for run in runs: run.step(), run.step()
     assert torch.equal(runs[0].images, runs[1].images) and (runs[0].images - runs[0].initial).abs().max() > .01

@@ -11,7 +11,8 @@ from torch import nn
 
 from rdd_nb.core import generator
 from rdd_nb.data import GroupedDataset
-from rdd_nb.distill import Distiller, Method
+from rdd_nb.distill import Distiller
+from rdd_nb.methods import Method
 from rdd_nb.matching import Batch, Clusters, Setup
 from rdd_nb.models import Classifier, make_model
 from rdd_nb.risk import CVaR, Mean, Risk, TwoLevel
@@ -404,7 +405,8 @@ def test_in_the_loop_resumed_and_not(risk, place):
     "Six steps at once, and three and three through a checkpoint: the same images, labels and step size."
     y = torch.arange(CLASSES).repeat_interleave(12)
     data = GroupedDataset(draw(36, 1, 8, 8).float() + y[:, None, None, None], y)
-    method = Method(TrajectoryMatching(**SHORT, grow=True), risk, place, clusters='kmeans', cells_per_class=2, steps=6, lr=.1, optimizer='adam', batch=6, width=4, labels='learned', network_steps=1)
+    method = Method(TrajectoryMatching(**SHORT, grow=True), risk and 'kmeans(2)', risk, place, steps=6, lr=.1, optimizer='adam',
+                    batch='random(6)' if place == 'target' else 'random', network='convnet(width=4)', labels='learned')
     whole, first, second = (Distiller(data, method, 2, 0, 'cpu') for _ in range(3))
     for _ in range(6): whole.step()
     for _ in range(3): first.step()
