@@ -40,7 +40,7 @@ def test_chance_goes_by_name_seed_and_image():
 
 @pytest.mark.parametrize('name', LADDER)
 def test_severities_rise(name):
-    "On real digits of two sizes the damage grows from step to step (on average over the images; blocks of pixels may fit by luck)."
+    "On digits of two sizes the damage grows from step to step, on average (blocks of pixels may fit by luck)."
     digits = torch.tensor(load_digits().images[:300, None] / 16).float()
     for x in (digits, torch.nn.functional.interpolate(digits, (28, 28), mode='bilinear')):
         damage = [float((corrupt(x, f'{name}-{s}') - x).abs().mean()) for s in range(1, 6)]
@@ -56,7 +56,8 @@ def test_reference_blur_and_inversion_are_those_of_pil(channels):
     for image, blurred, inverted in zip(x, corrupt(x, 'reference-blur'), corrupt(x, 'reference-invert')):
         eight = image.mul(255).round().byte().permute(1, 2, 0).numpy()
         pil = Image.fromarray(eight[..., 0] if channels == 1 else eight)
-        for f, ours in ((lambda im: im.filter(ImageFilter.GaussianBlur(radius=2)), blurred), (ImageOps.invert, inverted)):
+        for f, ours in ((lambda im: im.filter(ImageFilter.GaussianBlur(radius=2)), blurred),
+                        (ImageOps.invert, inverted)):
             expected = np.asarray(f(pil)).reshape(32, 32, channels)
             assert np.array_equal(ours.mul(255).round().byte().permute(1, 2, 0).numpy(), expected)
 
@@ -65,7 +66,8 @@ def test_reference_noise():
     grey = torch.full((400, 1, 28, 28), .5)
     for name, sd in (('reference-noise', .005**.5), ('reference-noise-imagenet', .2)):
         noise = corrupt(grey, name) - .5
-        assert noise.mean().abs() < 2e-3 and noise.abs().median() == pytest.approx(.6744898 * sd, rel=.01)     # the median does not mind clipping
+        # the median does not mind clipping
+        assert noise.mean().abs() < 2e-3 and noise.abs().median() == pytest.approx(.6744898 * sd, rel=.01)
     assert corrupt(torch.zeros(1, 1, 8, 8), 'reference-noise').min() == 0
 
 
@@ -90,8 +92,11 @@ def test_levels_mean_what_they_say():
 # What is refused
 
 @pytest.mark.parametrize('args, word', [
-    ((pictures(), 'nois-3'), 'noise'), ((pictures(), 'fog'), 'choose from'), ((pictures(), 'noise-0'), '1 to 5'), ((pictures(), 'noise-6'), '1 to 5'), ((pictures(), 'noise-33'), 'not known|1 to 5'),
-    ((pictures(), ''), 'not known'), ((pictures()[0], 'noise'), r'\(n, C, H, W\)'), ((torch.rand(5, 3), 'noise'), 'tables'), ((pictures() * 255, 'noise'), r'\[0, 1\]'), ((pictures() - 1, 'noise'), r'\[0, 1\]'),
+    ((pictures(), 'nois-3'), 'noise'), ((pictures(), 'fog'), 'choose from'), ((pictures(), 'noise-0'), '1 to 5'),
+    ((pictures(), 'noise-6'), '1 to 5'), ((pictures(), 'noise-33'), 'not known|1 to 5'),
+    ((pictures(), ''), 'not known'), ((pictures()[0], 'noise'), r'\(n, C, H, W\)'),
+    ((torch.rand(5, 3), 'noise'), 'tables'), ((pictures() * 255, 'noise'), r'\[0, 1\]'),
+    ((pictures() - 1, 'noise'), r'\[0, 1\]'),
     ((np.zeros((2, 1, 8, 8)), 'noise'), 'ndarray'), ((torch.rand(2, 2, 8, 8), 'jpeg'), '1 or 3 channels'),
 ], ids=lambda v: v[1] if isinstance(v, tuple) else None)
 def test_input_that_does_not_fit(args, word):
@@ -100,7 +105,8 @@ def test_input_that_does_not_fit(args, word):
 
 
 def test_lists_of_corruptions():
-    assert list(as_corruptions('common')) == [f'{k}-3' for k in LADDER] and list(as_corruptions('reference')) == list(REFERENCE)
+    assert list(as_corruptions('common')) == [f'{k}-3' for k in LADDER]
+    assert list(as_corruptions('reference')) == list(REFERENCE)
     assert list(as_corruptions(['noise-1', 'reference', 'noise-1'])) == ['noise-1', *REFERENCE]
     x = pictures()
     assert torch.equal(as_corruptions('noise-4')['noise-4'](x), corrupt(x, 'noise-4'))
@@ -112,5 +118,6 @@ def test_the_sheet():
     import matplotlib.pyplot as plt
     for channels in (1, 3):
         axes = show_corruptions(pictures(1, channels)[0], ['noise', 'blur'])
-        assert axes.shape == (2, 6) and [a.get_title() for a in axes[0]] == ['clean', '1', '2', '3', '4', '5'] and axes[1, 0].get_ylabel() == 'blur'
+        assert axes.shape == (2, 6) and [a.get_title() for a in axes[0]] == ['clean', '1', '2', '3', '4', '5']
+        assert axes[1, 0].get_ylabel() == 'blur'
     plt.close('all')

@@ -13,7 +13,8 @@ from rdd_nb.metrics import GroupFrame, NoiseWarning, ece, group_metrics, notes, 
 
 
 def dataset(y, group, classes=2, groups=3):
-    return GroupedDataset(torch.zeros(len(y), 1, 2, 2), y, group, classes=[f'c{i}' for i in range(classes)], groups=[f'g{i}' for i in range(groups)])
+    return GroupedDataset(torch.zeros(len(y), 1, 2, 2), y, group, classes=[f'c{i}' for i in range(classes)],
+                          groups=[f'g{i}' for i in range(groups)])
 
 
 def sample(n=600, seed=0, sizes=(.7, .28, .02)):
@@ -41,7 +42,8 @@ def test_ece_bounds(n, bins, seed):
     g = torch.Generator().manual_seed(seed)
     c, h = (torch.rand(n, generator=g) * 5).round() / 5, torch.rand(n, generator=g) < .5      # many ties
     value, p = ece(c, h, bins), torch.randperm(n, generator=g)
-    assert 0 <= value <= 1 and value == pytest.approx(ece(c[p], h[p], bins)) and value >= abs(float((c - h.float()).mean())) - 1e-6
+    assert 0 <= value <= 1 and value == pytest.approx(ece(c[p], h[p], bins))
+    assert value >= abs(float((c - h.float()).mean())) - 1e-6
 
 
 def test_ece_of_honest_and_of_boastful_confidence():
@@ -54,10 +56,12 @@ def test_ece_of_honest_and_of_boastful_confidence():
 def test_calibration_of_groups_large_enough():
     data, p = sample()
     found = group_metrics(p.argmax(1), data, probabilities=p)
-    assert set(found['group_ece']) == {g for g, n in found['group_counts'].items() if n >= 200} != set(found['group_counts'])
+    assert set(found['group_ece']) == {g for g, n in found['group_counts'].items()
+                                       if n >= 200} != set(found['group_counts'])
     member = data.group == 0
     assert found['group_ece']['g0'] == pytest.approx(ece(p.max(1).values[member], (p.argmax(1) == data.y)[member]))
-    assert found['ece'] == pytest.approx(ece(p.max(1).values, p.argmax(1) == data.y)) and 'ece' not in group_metrics(p.argmax(1), data)
+    assert found['ece'] == pytest.approx(ece(p.max(1).values, p.argmax(1) == data.y))
+    assert 'ece' not in group_metrics(p.argmax(1), data)
 
 
 # The worst part
@@ -68,12 +72,16 @@ def test_small_parts_are_not_the_worst():
     data = dataset(y, group)
     row = group_metrics(torch.where(hit, y, 1 - y), data)
     found = summary_metrics(row)
-    assert found['worst_group'] == dict(name='g1', n=20, low=pytest.approx(wilson(10, 20)[0]), high=pytest.approx(wilson(10, 20)[1])) and found['worst_group_accuracy'] == .5
+    assert found['worst_group'] == dict(name='g1', n=20, low=pytest.approx(wilson(10, 20)[0]),
+                                        high=pytest.approx(wilson(10, 20)[1])) and found['worst_group_accuracy'] == .5
     assert found['small'] == {'group': ['g2'], 'class_group': ['c0|g2', 'c1|g2']} and found['minimum'] == 10
     said = notes(row | found)
-    assert any('g2 (n = 4)' in s for s in said) and not any('g0' in s for s in said) and any('n = 20' in s and 'interval' in s for s in said)
-    assert summary_metrics(row, minimum=1)['worst_group']['name'] == 'g2' and 'small' in found and not summary_metrics(row, minimum=1)['small']
-    nobody = summary_metrics(row, minimum=1000)                                       # nobody is large enough: all are looked at
+    assert any('g2 (n = 4)' in s for s in said) and not any('g0' in s for s in said)
+    assert any('n = 20' in s and 'interval' in s for s in said)
+    assert summary_metrics(row, minimum=1)['worst_group']['name'] == 'g2' and 'small' in found
+    assert not summary_metrics(row, minimum=1)['small']
+    # nobody is large enough: all are looked at
+    nobody = summary_metrics(row, minimum=1000)
     assert nobody['worst_group']['name'] == 'g2' and 'and no other' in notes(row | nobody)[0]
     json.dumps(row | found | dict(notes=said), allow_nan=False)
     assert issubclass(NoiseWarning, UserWarning)
@@ -92,10 +100,13 @@ def test_equal_parts_are_noise_and_a_real_minority_is_not():
     def row(level):
         hits = rng.binomial(200, level)
         cells = {f'c{i}|g': h / 200 for i, h in enumerate(hits)}
-        base = dict(group_accuracy={'g': hits.mean() / 200}, group_counts={'g': 4000}, class_accuracy=dict(list(cells.items())[:1]), class_counts={'c0|g': 200}, class_group_accuracy=cells, class_group_counts=dict.fromkeys(cells, 200))
+        base = dict(group_accuracy={'g': hits.mean() / 200}, group_counts={'g': 4000},
+                    class_accuracy=dict(list(cells.items())[:1]), class_counts={'c0|g': 200},
+                    class_group_accuracy=cells, class_group_counts=dict.fromkeys(cells, 200))
         return base | summary_metrics(base)
     chance = [any('may be chance' in s for s in notes(row([.8] * 20))) for _ in range(100)]
-    assert np.mean(chance) > .85                                                       # wrong alarms the other way are those 5 %
+    # wrong alarms the other way are those 5 %
+    assert np.mean(chance) > .85
     assert not any('may be chance' in s for s in notes(row([.5] + [.8] * 19)))
 
 
@@ -110,24 +121,31 @@ def test_adjusted_average(seed):
     row = group_metrics(p.argmax(1), test)
     found = summary_metrics(row, population=population_shares(train))
     hit = (p.argmax(1) == test.y).double()
-    expected = sum(hit[(test.y == c) & (test.group == g)].mean() * ((train.y == c) & (train.group == g)).double().mean() for c in range(2) for g in range(3))
+    expected = sum(
+        hit[(test.y == c) & (test.group == g)].mean() * ((train.y == c) & (train.group == g)).double().mean()
+        for c in range(2) for g in range(3))
     assert found['adjusted_accuracy'] == pytest.approx(float(expected))
-    assert summary_metrics(row, population=population_shares(test))['adjusted_accuracy'] == pytest.approx(row['accuracy'])
-    assert 'adjusted_accuracy' not in summary_metrics(row) and 'adjusted_accuracy' not in summary_metrics(row, population={'no|body': 1})
-    assert sum(population_shares(train).values()) == pytest.approx(1) == sum(population_shares(train.without_groups()).values())
+    assert summary_metrics(row, population=population_shares(test))['adjusted_accuracy'] == pytest.approx(
+        row['accuracy'])
+    assert 'adjusted_accuracy' not in summary_metrics(row)
+    assert 'adjusted_accuracy' not in summary_metrics(row, population={'no|body': 1})
+    assert sum(population_shares(train).values()) == pytest.approx(1) == sum(
+        population_shares(train.without_groups()).values())
 
 
 # Tables
 
 def rows():
-    return [dict(method=m, seed=s, accuracy=.8 + b, group_accuracy=dict(many=.9 + b, few=.5 + b + .02 * s, rare=.1), group_counts=dict(many=400, few=100, rare=3), minimum=10, ece=.1, group_ece=dict(many=.05, few=.2))
+    return [dict(method=m, seed=s, accuracy=.8 + b, group_accuracy=dict(many=.9 + b, few=.5 + b + .02 * s, rare=.1),
+                 group_counts=dict(many=400, few=100, rare=3), minimum=10, ece=.1, group_ece=dict(many=.05, few=.2))
             for s in range(3) for m, b in (('kmeans', 0), ('rdd', .05))]
 
 
 def test_tidy():
     table = tidy(rows())
     assert len(table) == 18 and list(table.columns) == ['method', 'seed', 'group', 'n', 'accuracy', 'ece']
-    assert table[(table.method == 'rdd') & (table.seed == 2)].set_index('group').accuracy['few'] == pytest.approx(.59) and table[table.group == 'rare'].ece.isna().all()
+    assert table[(table.method == 'rdd') & (table.seed == 2)].set_index('group').accuracy['few'] == pytest.approx(.59)
+    assert table[table.group == 'rare'].ece.isna().all()
     for bad in (lambda: tidy(rows(), 'colour'), lambda: tidy([]), lambda: tidy(rows(), 'class')):
         with pytest.raises(ValueError): bad()
 
@@ -136,13 +154,20 @@ def test_the_shape_of_metricframe():
     one = GroupFrame(rows()[0])
     assert list(one.by_group.index) == ['many', 'few', 'rare'] and one.overall.accuracy == pytest.approx(.8)
     assert tuple(one.by_group.loc['few', ['low', 'high']]) == pytest.approx(wilson(50, 100))
-    assert one.group_min().accuracy == .5 and one.group_max().accuracy == .9 and one.difference().accuracy == pytest.approx(.4) and one.ratio().accuracy == pytest.approx(5 / 9)   # 'rare' is left out
-    assert one.difference('to_overall').accuracy == pytest.approx(.3) and one.ratio('to_overall').accuracy == pytest.approx(5 / 8)
-    assert one.difference().ece == pytest.approx(.15) and 'n' not in one.group_min() and GroupFrame(rows()[0], minimum=1).group_min().accuracy == .1
+    # 'rare' is left out
+    assert one.group_min().accuracy == .5 and one.group_max().accuracy == .9
+    assert one.difference().accuracy == pytest.approx(.4) and one.ratio().accuracy == pytest.approx(5 / 9)
+    assert one.difference('to_overall').accuracy == pytest.approx(.3)
+    assert one.ratio('to_overall').accuracy == pytest.approx(5 / 8)
+    assert one.difference().ece == pytest.approx(.15) and 'n' not in one.group_min()
+    assert GroupFrame(rows()[0], minimum=1).group_min().accuracy == .1
     several = GroupFrame(rows())
-    assert several.by_group.index.nlevels == 2 and several.difference().accuracy.to_dict() == pytest.approx(dict(kmeans=.9 - .52, rdd=.95 - .57))
-    assert several.difference('to_overall').accuracy.to_dict() == pytest.approx(dict(kmeans=.28, rdd=.28)) and several.ratio('to_overall').accuracy['rdd'] == pytest.approx(.57 / .85)
-    half = 4.302652729911275 * .02 / 3**.5                                             # Student's interval over the three seeds
+    assert several.by_group.index.nlevels == 2
+    assert several.difference().accuracy.to_dict() == pytest.approx(dict(kmeans=.9 - .52, rdd=.95 - .57))
+    assert several.difference('to_overall').accuracy.to_dict() == pytest.approx(dict(kmeans=.28, rdd=.28))
+    assert several.ratio('to_overall').accuracy['rdd'] == pytest.approx(.57 / .85)
+    # Student's interval over the three seeds
+    half = 4.302652729911275 * .02 / 3**.5
     assert tuple(several.by_group.loc[('rdd', 'few'), ['low', 'high']]) == pytest.approx((.57 - half, .57 + half))
     for frame in (one, several):
         assert '<table' in frame._repr_html_() and 'few' in repr(frame)
@@ -151,5 +176,7 @@ def test_the_shape_of_metricframe():
 
 
 def test_names_are_escaped():
-    row = rows()[0] | dict(group_accuracy={'<script>': .5, 'b': .6}, group_counts={'<script>': 50, 'b': 50}, group_ece={})
-    assert '<script>' not in GroupFrame(row)._repr_html_() and '<script>' not in GroupFrame([row, row | dict(method='<script>')])._repr_html_()
+    row = rows()[0] | dict(group_accuracy={'<script>': .5, 'b': .6}, group_counts={'<script>': 50, 'b': 50},
+                           group_ece={})
+    assert '<script>' not in GroupFrame(row)._repr_html_()
+    assert '<script>' not in GroupFrame([row, row | dict(method='<script>')])._repr_html_()
