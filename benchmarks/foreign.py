@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from rdd_nb import data
 from rdd_nb.core import read_json, versions, write_json
 from rdd_nb.evaluation import Training, evaluate
-from rdd_nb.foreign import measured, read_runs
+from rdd_nb.foreign import read_runs
 
 from evaluation import commit, processor
 
@@ -55,7 +55,7 @@ def table(rows):
     "One line for each file and architecture: ours, theirs, and whether the difference is below one standard deviation of theirs."
     for file, name, architecture, _ in PLAN:
         own = [r['accuracy'] for r in rows if (r['file'], r['architecture']) == (file, architecture)]
-        theirs = measured(Path(os.environ['RDD_NB_DATA']) / 'distilled-sets' / file)[architecture]
+        theirs = sets(file, name)[0].provenance['measured'][architecture]
         line = dict(file=file, data=name, architecture=architecture, theirs=theirs['mean'], theirs_sd=theirs['sd'], theirs_n=theirs['n'])
         if not own: yield line | dict(n=0, remark='not run')
         else:

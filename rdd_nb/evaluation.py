@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'ARCHITECTURES', 'Training', 'protocol', 'train', 'predict_scores', 'predict', 'train_together',
-           'fit_clusters', 'reference_clusters', 'save_predictions', 'read_predictions', 'measure', 'evaluate',
-           'evaluate_estimator', 'table_architectures', 'evaluate_architectures', 'architecture_table',
-           'evaluate_domains', 'domain_table']
+           'fit_clusters', 'reference_clusters', 'read_predictions', 'measure', 'evaluate', 'evaluate_estimator',
+           'evaluate_architectures']
 
 # %% ../nbs/50_evaluation.ipynb #ca0e0888
 import dataclasses, inspect, json, math, numbers, os, warnings
@@ -22,6 +21,7 @@ from safetensors.torch import save as to_bytes
 from sklearn.base import clone
 from sklearn.utils.validation import has_fit_parameter
 from torch.func import functional_call, stack_module_state
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 from tqdm.auto import tqdm
 
 # %% ../nbs/50_evaluation.ipynb #f028a781
@@ -32,14 +32,14 @@ from .models import in_chunks, make_model
 from .augment import AUGMENTATIONS, augment, cutmix
 from .clustering import KMeans, assign_nearest
 from .corruptions import as_corruptions
-from .intervals import (METRICS, bootstrap, check_comparable, interval, paired, recipe_differences, summarise,
-                              variance_components, wilson)
-from .metrics import GroupFrame, NoiseWarning, group_metrics, notes, population_shares, summary_metrics, tidy
+from .intervals import interval, paired, recipe_differences, summarise
+from .metrics import NoiseWarning, group_metrics, notes, population_shares, summary_metrics
 from .synthetic import SyntheticDataset
 from .teacher import soft_labels
 
-# %% ../nbs/50_evaluation.ipynb #164b5d69
-_CHOICES = dict(precision=('float32', 'bfloat16'), optimizer=('sgd', 'adamw'), schedule=('cosine', 'step', 'half-cosine'))
+# %% ../nbs/50_evaluation.ipynb #c517abc2
+_CHOICES = dict(precision=('float32', 'bfloat16'), optimizer=('sgd', 'adamw'),
+                schedule=('cosine', 'step', 'half-cosine'))
 
 def _check_training(t):
     "Raise `ValueError` for settings of a `Training` that are out of range; a risk in words becomes an object."
@@ -68,9 +68,9 @@ class Training:
     weight_decay: float = 5e-4
     batch: int = 128
     augment: str = ''               # see `rdd_nb.augment`, or a protocol's own: 'dc', 'dsa' ...; drawn for every batch
-    risk: object = None             # a `rdd_nb.risk.Risk` of the batch's losses in place of their mean, or its text form
+    risk: object = None             # a `rdd_nb.risk.Risk` of a batch's losses in place of their mean, or its text form
     depth: int | None = None        # blocks of a convnet, hidden layers of an mlp; None: the model's own
-    norm: str | None = None         # of a convnet, resnet18 or vgg11: instance, batch, layer, none; None: the model's own
+    norm: str | None = None         # of convnet, resnet18, vgg11: instance, batch, layer, none; None: the model's own
     precision: str = 'float32'      # or 'bfloat16': forward and backward pass in mixed precision
     optimizer: str = 'sgd'          # or 'adamw'
     schedule: str = 'cosine'        # to 0; or 'step', to a tenth at half time; or 'half-cosine', to a half
@@ -119,27 +119,27 @@ def protocol(
         recipe['lr'] = dict(vgg11=5e-4, alexnet=1e-4, vit=1e-4).get(training.model, .001)
     return dataclasses.replace(training, **recipe | changes)
 
-# %% ../nbs/50_evaluation.ipynb #f1ad99c4
+# %% ../nbs/50_evaluation.ipynb #f7c292f6
 def _moved(x, shift=None, scale=None, degrees=None, fill=0., mode='bilinear'):
     "Each image shifted (in pixels), magnified and turned by its own numbers; what comes in from outside is `fill`."
     n, (h, w) = len(x), x.shape[-2:]
     shift, scale = torch.zeros(n, 2) if shift is None else shift, torch.ones(n, 2) if scale is None else scale
     angle = torch.zeros(n) if degrees is None else degrees.deg2rad()
     offset = shift * 2 / torch.tensor([w, h])
-    rows = ([angle.cos() / scale[:, 0], -angle.sin(), -offset[:, 0]], [angle.sin(), angle.cos() / scale[:, 1], -offset[:, 1]])
-    theta = torch.stack([torch.stack(r, 1) for r in rows], 1).to(x)
+    sin, (across, down) = angle.sin(), (angle.cos()[:, None] / scale).unbind(1)
+    theta = torch.stack([across, -sin, -offset[:, 0], sin, down, -offset[:, 1]], 1).view(n, 2, 3).to(x)
     grid = F.affine_grid(theta, x.shape, align_corners=False)
     return F.grid_sample(x - fill, grid, mode, 'zeros', align_corners=False) + fill
 
-# %% ../nbs/50_evaluation.ipynb #4512d84b
+# %% ../nbs/50_evaluation.ipynb #58a082a4
 def _augment_dc(x, g):
     "One of three for each image: a shift by -4 to 3 pixels, a scale of .8 to 1.2 in each direction, -45 to 44 degrees."
     u, kind, fill = torch.rand(len(x), 2, generator=g), torch.randint(3, (len(x),), generator=g), x.mean()
+    a, b, c = (kind == k for k in range(3))
     out = x.clone()
-    for k, how in enumerate((dict(shift=(8 * u).floor() - 4, fill=fill), dict(scale=.8 + .4 * u, mode='nearest'),
-                             dict(degrees=(90 * u[:, 0]).floor() - 45, fill=fill, mode='bicubic'))):
-        own = kind == k
-        if own.any(): out[own] = _moved(x[own], **{n: v[own] if torch.is_tensor(v) and v.dim() else v for n, v in how.items()})
+    if a.any(): out[a] = _moved(x[a], shift=(8 * u[a]).floor() - 4, fill=fill)
+    if b.any(): out[b] = _moved(x[b], scale=.8 + .4 * u[b], mode='nearest')
+    if c.any(): out[c] = _moved(x[c], degrees=(90 * u[c, 0]).floor() - 45, fill=fill, mode='bicubic')
     return out
 
 def _augment_dsa(x, g, names=tuple(AUGMENTATIONS)):
@@ -176,9 +176,9 @@ def _backward(net, x, y, t):
         loss = _loss(scores / t.temperature, yb, t.risk)
         (loss if t.risk is not None else loss / len(x)).backward()
 
-# %% ../nbs/50_evaluation.ipynb #306520fb
+# %% ../nbs/50_evaluation.ipynb #3e72be81
 def _optimiser(parameters, n, t, matrix=2):
-    "Optimiser and schedule for a set of `n` samples; AdamW shrinks parameters of at least `matrix` dimensions, as in RDED."
+    "Optimiser and schedule for `n` samples; AdamW decays parameters of at least `matrix` dimensions, as in RDED."
     parameters, per_epoch = list(parameters), -(-n // t.batch)
     if t.optimizer == 'sgd':
         optimizer = torch.optim.SGD(parameters, t.lr, momentum=t.momentum, weight_decay=t.weight_decay)
@@ -186,14 +186,15 @@ def _optimiser(parameters, n, t, matrix=2):
         kinds = [[p for p in parameters if (p.dim() >= matrix) == decayed] for decayed in (True, False)]
         groups = [dict(params=p, weight_decay=d) for p, d in zip(kinds, (t.weight_decay, 0.))]
         optimizer = torch.optim.AdamW(groups, t.lr)
-    if t.schedule == 'cosine': return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, t.epochs * per_epoch)
-    def step(epoch): return 1. if epoch < (t.epochs - 1) // 2 + 2 else .1
-    def half(epoch): return .5 + .5 * math.cos(math.pi * epoch / t.epochs / 2)
+    if t.schedule == 'cosine': return optimizer, CosineAnnealingLR(optimizer, t.epochs * per_epoch)
+    step = lambda epoch: 1. if epoch < (t.epochs - 1) // 2 + 2 else .1
+    half = lambda epoch: .5 + .5 * math.cos(math.pi * epoch / t.epochs / 2)
     factor = step if t.schedule == 'step' else half
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: factor(k // per_epoch))
+    return optimizer, LambdaLR(optimizer, lambda k: factor(k // per_epoch))
 
+# %% ../nbs/50_evaluation.ipynb #429be4c6
 def _advance(optimizer, schedule, t):
-    "One step. Where the step size drops, the momentum starts anew, since the released code makes a new optimiser there."
+    "One step. Where the step size drops, the momentum starts anew: the released code makes a new optimiser there."
     optimizer.step()
     before, _ = optimizer.param_groups[0]['lr'], schedule.step()
     if t.schedule == 'step' and optimizer.param_groups[0]['lr'] < before: optimizer.state.clear()
@@ -210,6 +211,7 @@ def _batches(x, y, seed, t, teacher=None):
                 yb = soft_labels(teacher, xb, t.temperature)
             yield xb, yb
 
+# %% ../nbs/50_evaluation.ipynb #2d60c293
 def train(
     x: Tensor,              # (n, C, H, W) or (n, d), normalised
     y: Tensor,              # (n,) labels, or (n, n_classes) probabilities
@@ -242,12 +244,26 @@ def predict(net, x, batch=1024) -> Tensor: # (n,) labels, on the CPU
 # %% ../nbs/50_evaluation.ipynb #8432e9f6
 def _stack_loss(answer, stacked, buffers, x, y, t):
     "The sum of the networks' losses: x (networks, n, ...), y (networks, n, ...)."
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=t.precision == 'bfloat16'): scores = answer(stacked, buffers, x)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=t.precision == 'bfloat16'):
+        scores = answer(stacked, buffers, x)
     scores = scores.float().flatten(0, 1) / t.temperature
     losses = F.cross_entropy(scores, y.flatten(0, 1), reduction='none').view(len(x), -1)
     return (t.risk(losses) if t.risk is not None else losses.mean(1)).sum()
 
-# %% ../nbs/50_evaluation.ipynb #c623a4df
+# %% ../nbs/50_evaluation.ipynb #5dfff536
+def _train_stack(nets, batches, n, t):
+    "Train networks in one pass, each on its own batches; `n` samples in each."
+    stacked, buffers = stack_module_state(nets)
+    stacked = {k: v.detach().requires_grad_() for k, v in stacked.items()}
+    answer = torch.vmap(lambda p, b, xb: functional_call(nets[0], (p, b), (xb,)), randomness='different')
+    optimizer, schedule = _optimiser(stacked.values(), n, t, matrix=3)
+    for step in zip(*batches):
+        optimizer.zero_grad()
+        _stack_loss(answer, stacked, buffers, *(torch.stack(part) for part in zip(*step)), t).backward()
+        _advance(optimizer, schedule, t)
+    for k, net in enumerate(nets): net.load_state_dict({n: v[k].detach() for n, v in (stacked | buffers).items()})
+
+# %% ../nbs/50_evaluation.ipynb #8ee4826a
 def train_together(
     x: Tensor,        # as for `train`
     y: Tensor,
@@ -258,18 +274,10 @@ def train_together(
     teacher=None,
 ) -> list: # of networks, as `train` gives them one by one
     "Several networks in one pass over a stack of their parameters; no batch normalisation."
+    if training.norm == 'batch': raise ValueError("norm='batch' has running statistics and cannot be trained in a stack")
     device, t = pick_device(device), training
-    if t.norm == 'batch': raise ValueError("norm='batch' keeps running statistics and cannot be trained in a stack")
     x, y, nets = x.to(device), y.to(device), [t.network(x.shape[1:], n_classes, s).to(device) for s in seeds]
-    stacked, buffers = stack_module_state(nets)
-    stacked = {k: v.detach().requires_grad_() for k, v in stacked.items()}
-    answer = torch.vmap(lambda p, b, xb: functional_call(nets[0], (p, b), (xb,)), randomness='different')
-    optimizer, schedule = _optimiser(stacked.values(), len(y), t, matrix=3)
-    for step in zip(*[_batches(x, y, s, t, teacher) for s in seeds]):
-        optimizer.zero_grad()
-        _stack_loss(answer, stacked, buffers, *(torch.stack(part) for part in zip(*step)), t).backward()
-        _advance(optimizer, schedule, t)
-    for k, net in enumerate(nets): net.load_state_dict({n: v[k].detach() for n, v in (stacked | buffers).items()})
+    _train_stack(nets, [_batches(x, y, s, t, teacher) for s in seeds], len(y), t)
     return [net.eval() for net in nets]
 
 # %% ../nbs/50_evaluation.ipynb #d6197bc7
@@ -300,7 +308,7 @@ def fit_clusters(
     return assign_nearest(test.x.cpu().flatten(1), centres)[0]
 
 def reference_clusters(test: GroupedDataset) -> Tensor: # (n_test,) ids
-    "The clusters of RDD's released evaluation: scikit-learn's k-means, 10 clusters, seed 0, on the normalised test pixels."
+    "The clusters of RDD's released evaluation: scikit-learn's k-means, 10 clusters, seed 0, on normalised test pixels."
     from sklearn.cluster import KMeans as SklearnKMeans
     ids = SklearnKMeans(min(10, len(test)), random_state=0).fit_predict(test.x.cpu().flatten(1).numpy())
     return torch.as_tensor(ids).long()
@@ -316,22 +324,24 @@ def _check_fit(source, test):
     if mine != theirs and set(mine) == set(theirs):
         raise ValueError(f'the set has its classes in the order {", ".join(mine)}, the test data {", ".join(theirs)}')
     if source.x.shape[1:] != test.x.shape[1:]:
-        raise ValueError(f'the set has samples of shape {tuple(source.x.shape[1:])} and the test data {tuple(test.x.shape[1:])}')
+        shapes = tuple(source.x.shape[1:]), tuple(test.x.shape[1:])
+        raise ValueError(f'the set has samples of shape {shapes[0]} and the test data {shapes[1]}')
     missing = ', '.join(mine[c] for c in sorted(set(range(test.n_classes)) - set(source.y.tolist())))
-    if missing: warnings.warn(f'no samples of class {missing}: networks cannot learn what they are not shown', stacklevel=3)
+    if missing:
+        warnings.warn(f'no samples of class {missing}: networks cannot learn what they are not shown', stacklevel=3)
 
 def _in_units_of(source, raw):
     "Raw values in the units the set was made in."
     shape = (1, -1, *[1] * (raw.dim() - 2))
     return (raw - source.mean.cpu().view(shape)) / source.std.cpu().view(shape)
 
-# %% ../nbs/50_evaluation.ipynb #b4fc615a
+# %% ../nbs/50_evaluation.ipynb #2abb8f62
 def _average(values):
     if isinstance(values[0], dict): return {k: _average([v[k] for v in values]) for k in values[0]}
     if isinstance(values[0], list): return np.sum(values, 0).tolist()            # counts add up
     return values[0] if isinstance(values[0], int) else float(np.mean(values))
 
-# %% ../nbs/50_evaluation.ipynb #d4f0b0c7
+# %% ../nbs/50_evaluation.ipynb #ddd8b006
 def _own_metrics(metrics, predicted, test):
     "{name: mean over the models of a metric f(y, prediction, group)}. Raises `ValueError` for what is no number."
     y, group, found = test.y.cpu().numpy(), None if test.group is None else test.group.cpu().numpy(), {}
@@ -343,25 +353,23 @@ def _own_metrics(metrics, predicted, test):
             raise ValueError(f'metrics[{name!r}] gave {str(values[0])[:60]!r}: expected a finite number')
     return found
 
-# %% ../nbs/50_evaluation.ipynb #e50c128c
-def save_predictions(path, given, test):
-    "What every model answered, beside the truth, as safetensors; whole or not at all."
-    tensors = dict(y=test.y.cpu().int(), prediction=torch.stack([labels for labels, _ in given]).int())
-    if test.group is not None: tensors['group'] = test.group.cpu().int()
-    if given[0][1] is not None: tensors['confidence'] = torch.stack([p.max(1).values for _, p in given]).float()
-    about = json.dumps(dict(classes=test.classes, groups=None if test.group is None else test.groups, test_hash=test.hash()))
-    content = to_bytes({k: t.contiguous() for k, t in tensors.items()}, metadata=dict(predictions=about))
-    return atomic_write(path, lambda p: p.write_bytes(content))
+# %% ../nbs/50_evaluation.ipynb #61663a40
+def _keep(path, given, test):
+    "Write what every model answered, beside the truth, as safetensors; whole or not at all."
+    tensors = dict(y=test.y, prediction=torch.stack([labels for labels, _ in given]))
+    if test.group is not None: tensors['group'] = test.group
+    about = dict(classes=test.classes, groups=None if test.group is None else test.groups, test_hash=test.hash())
+    content = to_bytes({k: t.cpu().int().contiguous() for k, t in tensors.items()}, dict(predictions=json.dumps(about)))
+    atomic_write(path, lambda p: p.write_bytes(content))
 
-def read_predictions(path) -> pd.DataFrame: # y, group, and the answer of 'network 0', 'network 1' ..., by name
-    "The predictions of a run. Raises `FileNotFoundError`, or `ValueError` for another file."
+def read_predictions(path) -> pd.DataFrame: # y, group, and the answers of 'network 0', 'network 1' ..., all by name
+    "What `evaluate(..., keep=path)` wrote. Raises `FileNotFoundError`, or `ValueError` for another file."
     tensors, notes = read_tensors(path)
     if 'predictions' not in notes: raise ValueError(f'{path}: a safetensors file, but not one of predictions')
     about = json.loads(notes['predictions'])
-    named = lambda t, names: np.asarray(names)[t.numpy()]
-    columns = dict(y=named(tensors['y'], about['classes']))
-    if 'group' in tensors: columns['group'] = named(tensors['group'], about['groups'])
-    return pd.DataFrame(columns | {f'network {k}': named(p, about['classes']) for k, p in enumerate(tensors['prediction'])})
+    columns = {k: np.asarray(about['groups' if k == 'group' else 'classes'])[t.numpy()] for k, t in tensors.items()}
+    networks = {f'network {k}': p for k, p in enumerate(columns.pop('prediction'))}
+    return pd.DataFrame({k: columns[k] for k in ('y', 'group') if k in columns} | networks)
 
 # %% ../nbs/50_evaluation.ipynb #84ebc8b4
 def _clean(given, test, clusters, population, minimum):
@@ -382,7 +390,7 @@ def _damaged(answers, x, test, small):
     return dict(accuracy=_average([r['accuracy'] for r in rows]), group_accuracy=groups,
                 worst_group_accuracy=min(groups[g] for g in large))
 
-# %% ../nbs/50_evaluation.ipynb #09736e0e
+# %% ../nbs/50_evaluation.ipynb #170fadfd
 def measure(
     answers: list,         # of models: functions from samples to (labels, probabilities or None)
     source,                # the set they were trained on, which knows its units
@@ -395,13 +403,14 @@ def measure(
     keep=None,             # file for the predictions, see `read_predictions`
 ) -> dict:
     "The averaged row of several models."
-    raw, damage = test.pixels().cpu(), as_corruptions(corruptions)
-    given = [answer(_in_units_of(source, raw)) for answer in answers]
+    raw, f = test.pixels().cpu(), lambda x: _in_units_of(source, x)
+    given = [answer(f(raw)) for answer in answers]
     row = _clean(given, test, clusters, population, minimum)
     if metrics: row['metrics'] = _own_metrics(metrics, [labels for labels, _ in given], test)
-    if keep is not None: save_predictions(keep, given, test)
-    found = {k: _damaged(answers, _in_units_of(source, f(raw)), test, row['small'].get('group', ())) for k, f in damage.items()}
-    if found: row |= dict(corruptions=found, corruption_accuracy=float(np.mean([c['accuracy'] for c in found.values()])))
+    if keep is not None: _keep(keep, given, test)
+    small = row['small'].get('group', ())
+    found = {k: _damaged(answers, f(damage(raw)), test, small) for k, damage in as_corruptions(corruptions).items()}
+    if found: row |= dict(corruptions=found, corruption_accuracy=_average([c['accuracy'] for c in found.values()]))
     return row
 
 # %% ../nbs/50_evaluation.ipynb #e7b8350d
@@ -415,23 +424,24 @@ def _about(source, test, seed, networks, labels):
 
 def _row(make, device, about, source, test, clusters, corruptions, population, measures):
     "Make models (a function that gives their answers), measure them, and add what is known about them and their cost."
-    as_corruptions(corruptions)                                       # an unknown one is refused before anything is trained
+    as_corruptions(corruptions)                       # an unknown one is refused before anything is trained
     if isinstance(population, GroupedDataset): population = population_shares(population)
     with Cost(device) as cost: row = measure(make(), source, test, clusters, corruptions, population, **measures)
     more = f' ({len(row["notes"]) - 1} more in its notes)' if len(row['notes']) > 1 else ''
     if row['notes']: warnings.warn(row['notes'][0] + more, NoiseWarning, stacklevel=3)
     return row | about | dict(evaluation_seconds=round(cost.seconds, 3), evaluation_peak_mb=round(cost.peak_mb, 1))
 
-# %% ../nbs/50_evaluation.ipynb #a5c88c9d
+# %% ../nbs/50_evaluation.ipynb #1275f290
 def _recipe(name, source, test, training, teacher, networks):
     "The recipe, a protocol's where one is named, once everything fits together."
     _check_fit(source, test)
     if networks < 1: raise ValueError(f'networks={networks} must be at least 1')
     if name is None: return training
     if name == 'rded' and teacher is None:
-        raise ValueError("protocol='rded' takes its labels from a teacher: pass teacher=, a network trained on real data")
+        raise ValueError("protocol='rded' takes its labels from a teacher=: a network trained on real data")
     return protocol(name, test.name, max(1, len(source) // test.n_classes), training)
 
+# %% ../nbs/50_evaluation.ipynb #7d4b6697
 def _said(source, test, t, seed, networks, protocol, teacher):
     "What a row says about its networks."
     labels = 'teacher' if teacher is not None else 'hard' if getattr(source, 'soft', None) is None else 'soft'
@@ -445,7 +455,7 @@ def _answers(source, test, t, seeds, device, jobs, progress, teacher):
     nets = _networks(source.x, y, test.n_classes, t, seeds, device, jobs, progress, teacher)
     return [lambda x, net=net: (lambda s: (s.argmax(1), s.double().softmax(1)))(predict_scores(net, x)) for net in nets]
 
-# %% ../nbs/50_evaluation.ipynb #892b85bc
+# %% ../nbs/50_evaluation.ipynb #1009cfff
 def evaluate(
     source,                # a `SyntheticDataset`, or a `GroupedDataset` for training on real samples
     test: GroupedDataset,
@@ -456,17 +466,44 @@ def evaluate(
     device=None,
     corruptions=None,
     population=None,
-    protocol=None,         # a key of `PROTOCOLS`: its recipe in place of that of `training`; the network stays
+    protocol=None,         # a key of `PROTOCOLS`: its recipe replaces that of `training`, but for the network
     teacher=None,          # a network that labels every batch, see `train`
     jobs: int | None = 1,  # processes on a CPU; None: one per core
     progress: bool = True, # a bar, if it takes long
     **measures,            # of `measure`: minimum, metrics, keep
 ) -> dict: # one row of a report, without 'method'
-    "Train networks on `source` and test each once. Raises `ValueError` where they do not fit; warns of groups too small."
+    "Train networks on `source`, test each once. Raises `ValueError` where they do not fit; warns of small groups."
     t, device = _recipe(protocol, source, test, training, teacher, networks), pick_device(device)
     make = lambda: _answers(source, test, t, [(seed, k) for k in range(networks)], device, jobs, progress, teacher)
-    about = _said(source, test, t, seed, networks, protocol, teacher)
-    return _row(make, device, about, source, test, clusters, corruptions, population, measures)
+    said = _said(source, test, t, seed, networks, protocol, teacher)
+    return _row(make, device, said, source, test, clusters, corruptions, population, measures)
+
+# %% ../nbs/50_evaluation.ipynb #e77bc951
+def _for_estimator(estimator, source):
+    "Flat samples, labels, weights and the kind of labels."
+    x, y, soft = source.x.cpu().flatten(1), source.y.cpu(), getattr(source, 'soft', None)
+    if soft is None or not has_fit_parameter(estimator, 'sample_weight'):
+        return x.numpy(), (y if soft is None else soft.argmax(1)).numpy(), None, 'hard'
+    sample, label = (soft > 1e-4).nonzero(as_tuple=True)
+    return x[sample].numpy(), label.numpy(), soft[sample, label].double().numpy(), 'soft'
+
+def _fitted(estimator, x, y, weight, key, n_classes):
+    "A clone with a random state of its own, fitted, as a function from samples to answers."
+    model, state = clone(estimator, safe=False), generator('estimator', key).initial_seed() % 2**31
+    names = [k for k in getattr(model, 'get_params', dict)() if k.split('__')[-1] == 'random_state']
+    if names: model.set_params(**dict.fromkeys(names, state))
+    model.fit(x, y, **({} if weight is None else dict(sample_weight=weight)))
+    return lambda x: _answer(model, x, n_classes)
+
+# %% ../nbs/50_evaluation.ipynb #8ea6e46a
+def _answer(model, x, n_classes):
+    "Labels and, where the model gives them, probabilities, with a column for every class."
+    x = x.flatten(1).numpy()
+    labels = torch.as_tensor(np.asarray(model.predict(x))).long()
+    if not hasattr(model, 'predict_proba'): return labels, None
+    p = torch.zeros(len(x), n_classes, dtype=torch.float64)
+    p[:, torch.as_tensor(np.asarray(model.classes_)).long()] = torch.as_tensor(model.predict_proba(x)).double()
+    return labels, p
 
 # %% ../nbs/50_evaluation.ipynb #7087ef99
 def evaluate_estimator(
@@ -475,109 +512,54 @@ def evaluate_estimator(
     test: GroupedDataset,
     repeats: int = 1,      # fits with different random states, for estimators that have one
     seed: int = 0,
-    clusters: dict | None = None,
+    clusters=None,         # this, `corruptions` and `population`: see `measure`
     corruptions=None,
     population=None,
-    minimum: int = 10,
+    **measures,            # of `measure`: minimum, metrics, keep
 ) -> dict: # a row as `evaluate` gives it
-    "Fit an estimator on the (flattened, normalised) samples of `source` and test it. Raises `ValueError` for what is no estimator; warns as `evaluate` does."
-    if not (hasattr(estimator, 'fit') and hasattr(estimator, 'predict')): raise ValueError(f'estimator: expected an object with fit and predict, got {type(estimator).__name__}')
+    "Fit an estimator on the (flattened, normalised) samples and test it. Raises `ValueError` for no estimator."
+    if not (hasattr(estimator, 'fit') and hasattr(estimator, 'predict')):
+        raise ValueError(f'estimator: expected an object with fit and predict, got {type(estimator).__name__}')
     _check_fit(source, test)
-    if isinstance(population, GroupedDataset): population = population_shares(population)
-    x,y,weight,labels = _for_estimator(estimator, source)
-    with Cost('cpu') as cost:
-        models = [_fitted(estimator, x, y, weight, (seed, k)) for k in range(repeats)]
-        row = _measure([lambda x, m=m: _answer(m, x, test.n_classes) for m in models], source, test, clusters, as_corruptions(corruptions), population, minimum)
-    _warn(row['notes'])
-    described = dict(estimator=' '.join(repr(estimator).split()))
-    return row | _about(source, test, seed, repeats, labels) | dict(training=described, evaluation_seconds=round(cost.seconds, 3), evaluation_peak_mb=round(cost.peak_mb, 1))
-
-# %% ../nbs/50_evaluation.ipynb #e77bc951
-def _for_estimator(estimator, source):
-    "Flat samples, labels, weights and the kind of labels."
-    x,y,soft = source.x.cpu().flatten(1),source.y.cpu(),getattr(source, 'soft', None)
-    if soft is None or not has_fit_parameter(estimator, 'sample_weight'): return x.numpy(),y.numpy() if soft is None else soft.argmax(1).numpy(),None,'hard'
-    sample,label = (soft > 1e-4).nonzero(as_tuple=True)
-    return x[sample].numpy(),label.numpy(),soft[sample, label].double().numpy(),'soft'
-
-def _fitted(estimator, x, y, weight, key):
-    "A clone with a random state of its own, fitted."
-    model = clone(estimator, safe=False)
-    states = [k for k in (model.get_params() if hasattr(model, 'get_params') else {}) if k.split('__')[-1] == 'random_state']
-    if states: model.set_params(**{k: generator('estimator', key).initial_seed() % 2**31 for k in states})
-    return model.fit(x, y) if weight is None else model.fit(x, y, sample_weight=weight)
-
-def _answer(model, x, n_classes):
-    "Labels and, where the model gives them, probabilities, with a column for every class."
-    x = x.flatten(1).numpy()
-    labels = torch.as_tensor(np.asarray(model.predict(x))).long()
-    if not hasattr(model, 'predict_proba'): return labels,None
-    p = torch.zeros(len(x), n_classes, dtype=torch.float64)
-    p[:, torch.as_tensor(np.asarray(model.classes_)).long()] = torch.as_tensor(model.predict_proba(x)).double()
-    return labels,p
+    *given, labels = _for_estimator(estimator, source)
+    make = lambda: [_fitted(estimator, *given, (seed, k), test.n_classes) for k in range(repeats)]
+    said = _about(source, test, seed, repeats, labels) | dict(training=dict(estimator=' '.join(repr(estimator).split())))
+    return _row(make, 'cpu', said, source, test, clusters, corruptions, population, measures)
 
 # %% ../nbs/50_evaluation.ipynb #509c475d
 ARCHITECTURES = {
-    'ConvNet': {}, 'ConvNet, layer norm': dict(norm='layer'), 'ConvNet, batch norm': dict(norm='batch'), 'ConvNet, no norm': dict(norm='none', lr=.2),
-    'ConvNet, 1 block': dict(depth=1), 'ConvNet, 4 blocks': dict(depth=4),
-    'ResNet-18': dict(model='resnet18', norm='layer', lr=.01),   # its last maps may be one pixel, which instance norm erases
-    'VGG-11': dict(model='vgg11', lr=.01), 'AlexNet': dict(model='alexnet', lr=.05), 'MLP': dict(model='mlp', lr=.2), 'ViT': dict(model='vit', lr=.02),
+    'ConvNet': {}, 'ConvNet, layer norm': dict(norm='layer'), 'ConvNet, batch norm': dict(norm='batch'),
+    'ConvNet, no norm': dict(norm='none', lr=.2), 'ConvNet, 1 block': dict(depth=1), 'ConvNet, 4 blocks': dict(depth=4),
+    'ResNet-18': dict(model='resnet18', norm='layer', lr=.01),   # instance norm would erase maps of one pixel
+    'VGG-11': dict(model='vgg11', lr=.01), 'AlexNet': dict(model='alexnet', lr=.05), 'MLP': dict(model='mlp', lr=.2),
+    'ViT': dict(model='vit', lr=.02),
 }
 
-def table_architectures():
-    "For tables: logistic regression, gradient boosting and an MLP."
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.linear_model import LogisticRegression
-    return {'logistic regression': LogisticRegression(max_iter=1000), 'gradient boosting': HistGradientBoostingClassifier(min_samples_leaf=3, early_stopping=False), 'MLP': dict(model='mlp')}
+def _architecture(entry, source, test, training, networks, options):
+    "The row of one entry."
+    if isinstance(entry, dict):
+        if 'model' in entry: entry = dict(width=None, depth=None, norm=None) | entry
+        return evaluate(source, test, dataclasses.replace(training, **entry), networks, **options)
+    common = {k: v for k, v in options.items() if k not in ('device', 'jobs', 'progress', 'protocol', 'teacher')}
+    return evaluate_estimator(entry, source, test, networks, **common)
 
+# %% ../nbs/50_evaluation.ipynb #8c95dcac
 def evaluate_architectures(
     source,
     test: GroupedDataset,
-    architectures: dict | None = None,  # {name: changes of the recipe, or an estimator}; None: ARCHITECTURES, or `table_architectures()` for tables
+    architectures: dict = ARCHITECTURES, # {name: changes of the recipe, or an estimator}
     training=Training(),
     networks: int = 2,
     progress: bool = True,
     **options,                          # of `evaluate`
 ) -> list: # rows whose method is the architecture; those that do not fit hold 'error' in place of results
     "One row for each architecture, trained on the same set by the same recipe but for what the entry changes."
-    rows,entries = [],architectures or (ARCHITECTURES if test.x.dim() == 4 else table_architectures())
-    common = {k: v for k, v in options.items() if k in inspect.signature(evaluate_estimator).parameters}
-    for name, entry in tqdm(entries.items(), 'architectures', disable=not progress, delay=2, leave=False):
-        try:
-            if not isinstance(entry, dict): row = evaluate_estimator(entry, source, test, networks, **common)
-            else:
-                own = dataclasses.replace(training, **({k: None for k in ('width', 'depth', 'norm')} if 'model' in entry else {}) | entry)
-                own.network(source.x.shape[1:], test.n_classes, 0)                     # before anything is trained
-                row = evaluate(source, test, own, networks, progress=progress, **options)
+    rows, options = [], options | dict(progress=progress)
+    _check_fit(source, test)                                        # what suits no architecture is an error
+    for name, entry in tqdm(architectures.items(), 'architectures', disable=not progress, delay=2, leave=False):
+        try: row = _architecture(entry, source, test, training, networks, options)
         except ValueError as e:
-            _check_fit(source, test)                                                   # what suits no architecture is an error
-            row = dict(error=str(e)); warnings.warn(f'{name}: {e}', stacklevel=2)
+            row = dict(error=str(e))
+            warnings.warn(f'{name}: {e}', stacklevel=2)
         rows.append(dict(method=name) | row)
     return rows
-
-def architecture_table(rows) -> pd.DataFrame:
-    "The rows of `evaluate_architectures` as a table, with a remark where there is no result."
-    shown = {'accuracy': 'accuracy', 'worst group': 'worst_group_accuracy', 'worst class and group': 'worst_class_group_accuracy', 'ECE': 'ece', 'seconds': 'evaluation_seconds'}
-    return pd.DataFrame([{name: r.get(key, np.nan) for name, key in shown.items()} | dict(remark=r.get('error', '')) for r in rows], index=pd.Index([r['method'] for r in rows], name='architecture'))
-
-# %% ../nbs/50_evaluation.ipynb #c75cdcf1
-def evaluate_domains(
-    train: GroupedDataset,  # with groups: the sites or styles
-    test: GroupedDataset,   # with the same groups
-    make=None,              # makes the set to train on from the samples of one group; None: those samples
-    training=Training(),
-    networks: int = 2,
-    **options,              # of `evaluate`
-) -> list: # rows whose method is the group of the training samples
-    "Train on each group alone, test on all. Raises `ValueError` without groups; groups that lack a class are left out with a warning."
-    if train.group is None or test.group is None: raise ValueError('train and test need groups: the sites or styles to go between')
-    rows = []
-    for i, name in enumerate(train.groups):
-        site = train.subset(train.group == i)
-        if not len(site) or len(site.y.unique()) < train.n_classes: warnings.warn(f'{name}: has not all classes in training, left out', stacklevel=2); continue
-        rows.append(dict(method=name) | evaluate(site if make is None else make(site.without_groups()), test, training, networks, **options))
-    return rows
-
-def domain_table(rows) -> pd.DataFrame: # trained on (rows) x tested on (columns)
-    "The accuracies of `evaluate_domains` as a square."
-    return pd.DataFrame([r['group_accuracy'] for r in rows], index=pd.Index([r['method'] for r in rows], name='trained on')).rename_axis(columns='tested on')

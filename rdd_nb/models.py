@@ -53,8 +53,8 @@ def _norm(kind, channels):
 def _whole(**given):
     "The value of the one argument, which must be a whole number of at least 1."
     (name, value), = given.items()
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f'{name}={value!r} must be a whole number of at least 1')
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**14:
+        raise ValueError(f'{name}={str(value)[:40]} must be a whole number of at least 1 and at most {2**14}')
     return value
 
 def _width(width, shape):
@@ -62,13 +62,14 @@ def _width(width, shape):
     if width is None: width = 32 if len(shape) == 3 and min(shape[1:]) < 16 else 128
     return _whole(width=width)
 
-# %% ../nbs/10_models.ipynb #018b830f
+# %% ../nbs/10_models.ipynb #75dc0cec
 def _check_image(name, shape, least=1):
     if len(shape) != 3:
         raise ValueError(f'{name} takes images of shape (C, H, W), got samples of shape {tuple(shape)}; '
                          'for tables there is mlp')
     if min(shape[1:]) < least:
-        raise ValueError(f'{name} is too deep for images of {shape[1]}x{shape[2]} pixels: it needs at least {least}x{least}')
+        raise ValueError(f'{name} is too deep for images of {shape[1]}x{shape[2]} pixels: it needs at least '
+                         f'{least}x{least}')
 
 def _check_depth(shape, depth, side):
     most = int(math.log2(side))
@@ -76,11 +77,12 @@ def _check_depth(shape, depth, side):
         raise ValueError(f'convnet of depth {depth} halves the image {depth} times, but an image of '
                          f'{shape[1]}x{shape[2]} pixels allows at most {most}')
 
-# %% ../nbs/10_models.ipynb #11529bec
+# %% ../nbs/10_models.ipynb #fb9ce04d
 def _frame(shape):
     "Additional padding of the first layer: 2 for grey images of 28 x 28 pixels, whose maps are then 32 x 32."
     return 2 if tuple(shape) == (1, 28, 28) else 0
 
+# %% ../nbs/10_models.ipynb #f5e72327
 def convnet(
     shape: tuple,             # of one image, (C, H, W)
     n_classes: int,
@@ -112,6 +114,7 @@ def mlp(
     for _ in range(_whole(depth=depth)): layers, n = [*layers, nn.Linear(n, width), nn.ReLU()], width
     return Classifier(nn.Sequential(*layers), n, n_classes)
 
+# %% ../nbs/10_models.ipynb #a7a3ed03
 def lenet(shape, n_classes):
     "LeNet-5 with ReLU and maximum pooling (after LeCun et al. 1998). Images under 28 pixels are padded in both layers."
     _check_image('lenet', shape, 4)
@@ -125,7 +128,7 @@ def lenet(shape, n_classes):
 
 # %% ../nbs/10_models.ipynb #2758a08d
 def alexnet(shape, n_classes):
-    "AlexNet (Krizhevsky et al. 2012) with 5x5 and 3x3 filters; images under 16 pixels are pooled twice, others three times."
+    "AlexNet (Krizhevsky et al. 2012) with 5x5 and 3x3 filters; pools twice, and once more from 16 pixels on."
     _check_image('alexnet', shape, 4)
     frame, last = _frame(shape), min(shape[1:]) >= 16
     layers, sides = [], [(s + 2 * frame) >> 2 + last for s in shape[1:]]
@@ -134,19 +137,20 @@ def alexnet(shape, n_classes):
         if k < 2 or k == 4 and last: layers.append(nn.MaxPool2d(2))
     return Classifier(nn.Sequential(*layers, nn.Flatten()), 192 * math.prod(sides), n_classes)
 
+# %% ../nbs/10_models.ipynb #75171cde
 def vgg11(shape, n_classes, norm='instance'):
-    "VGG-11 (Simonyan and Zisserman 2015, configuration A) with one linear layer; pools up to five times, then averages."
+    "VGG-11 (Simonyan and Zisserman 2015) with one linear layer; pools up to five times, then averages."
     _check_image('vgg11', shape, 2)
     frame, c = _frame(shape), shape[0]
     side, layers = min(shape[1:]) + 2 * frame, []
-    least = 2 if side >= 32 else 4                      # small images keep 2 x 2 maps, which instance normalisation needs
+    least = 2 if side >= 32 else 4                      # small images keep 2 x 2 maps for the normalisation
     for width in (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0):
         if width: layers += [nn.Conv2d(c, width, 3, padding=1 if layers else 1 + frame), _norm(norm, width), nn.ReLU()]
         elif side >= least: layers.append(nn.MaxPool2d(2)); side //= 2
         c = width or c
     return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), c, n_classes)
 
-# %% ../nbs/10_models.ipynb #a76006ed
+# %% ../nbs/10_models.ipynb #af65e446
 def resnet18(
     shape: tuple,             # of one image, (C, H, W)
     n_classes: int,
@@ -178,7 +182,7 @@ class _ViTBody(nn.Module):
     def forward(self, x):
         with sdpa_kernel(SDPBackend.MATH): return self.vit(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x)
 
-# %% ../nbs/10_models.ipynb #0d339eb1
+# %% ../nbs/10_models.ipynb #9c352f24
 def vit(
     shape: tuple,      # of one image, (C, H, W); C is 1 or 3, H equals W
     n_classes: int,
@@ -193,7 +197,8 @@ def vit(
     if h != w or h % patch:
         raise ValueError(f'vit needs square images whose side is a multiple of patch={patch}, got {h}x{w}')
     if c not in (1, 3): raise ValueError(f'vit takes images of 1 or 3 channels, got {c}')
-    body = _ViTBody(image_size=h, patch_size=patch, num_layers=depth, num_heads=heads, hidden_dim=width, mlp_dim=2 * width)
+    body = _ViTBody(image_size=h, patch_size=patch, num_layers=depth, num_heads=heads, hidden_dim=width,
+                    mlp_dim=2 * width)
     return Classifier(body, width, n_classes)
 
 # %% ../nbs/10_models.ipynb #9743b8f9
