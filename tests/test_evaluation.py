@@ -23,10 +23,11 @@ from sklearn.tree import DecisionTreeClassifier
 
 from rdd_nb.data import GroupedDataset, from_arrays
 from rdd_nb.corruptions import corrupt
-from rdd_nb.evaluation import (ARCHITECTURES, METRICS, Training, architecture_table, domain_table, evaluate, evaluate_architectures,
-                               evaluate_domains, evaluate_estimator, fit_clusters, group_metrics, interval, paired, predict,
-                               predict_scores, reference_clusters, summarise, train, train_together, wilson)
-from rdd_nb.metrics import NoiseWarning
+from rdd_nb.evaluation import (ARCHITECTURES, PROTOCOLS, Training, evaluate, evaluate_architectures, evaluate_estimator,
+                               fit_clusters, predict, predict_scores, protocol, read_predictions, reference_clusters, train,
+                               train_together)
+from rdd_nb.intervals import METRICS, interval, paired, summarise, wilson
+from rdd_nb.metrics import NoiseWarning, group_metrics
 from rdd_nb.models import MODELS, make_model
 from rdd_nb.risk import CVaR
 from rdd_nb.synthetic import SyntheticDataset
@@ -456,9 +457,9 @@ def test_soft_labels_are_weights_for_an_estimator():
     s.soft = torch.tensor([[.5, .25, .25]]).expand(len(s), 3)                         # whatever the image: the shares are learned
     flat_answer = evaluate_estimator(model, s, test)
     assert flat_answer['class_accuracy']['c0'] == 1
-    from rdd_nb.evaluation import _answer, _fitted, _for_estimator
+    from rdd_nb.evaluation import _fitted, _for_estimator
     x, y, w, _ = _for_estimator(model, s)
-    p = _answer(_fitted(model, x, y, w, 0), test.x, 3)[1]
+    p = _fitted(model, x, y, w, 0, 3)(test.x)[1]
     assert torch.allclose(p.mean(0), torch.tensor([.5, .25, .25], dtype=torch.float64), atol=.02) and w.sum() == pytest.approx(len(s))
     assert evaluate_estimator(KNeighborsClassifier(1), s, test)['labels'] == 'hard'
 
@@ -479,8 +480,7 @@ def test_what_does_not_fit_costs_one_line():
         rows = evaluate_architectures(set_of(data), test, {k: ARCHITECTURES[k] for k in ('ConvNet', 'ConvNet, batch norm', 'ConvNet, 4 blocks', 'MLP')} | dict(trees=DecisionTreeClassifier()), FAST, 1, device='cpu', minimum=1, population=data)
     assert [r['method'] for r in rows] == ['ConvNet', 'ConvNet, batch norm', 'ConvNet, 4 blocks', 'MLP', 'trees'] and [r['method'] for r in rows if 'error' in r] == ['ConvNet, 4 blocks']
     assert any('at most 3' in str(w.message) and str(w.message).startswith('ConvNet, 4 blocks: ') for w in said)
-    table = architecture_table(rows)
-    assert table.accuracy.isna().tolist() == [False, False, True, False, False] and 'at most 3' in table.loc['ConvNet, 4 blocks', 'remark'] and table.remark.str.len().astype(bool).sum() == 1
+    assert 'at most 3' in rows[2]['error'] and all('accuracy' in r for r in rows if 'error' not in r)
     assert all('adjusted_accuracy' in r for r in rows if 'error' not in r)
     other = SyntheticDataset(data.x, data.y, 0., 1., ['a', 'b', 'c', 'd'])
     with pytest.raises(ValueError, match='4 classes'): evaluate_architectures(other, test, {'ConvNet': {}}, FAST, 1, device='cpu')      # not the architecture's fault
@@ -518,27 +518,15 @@ def test_a_network_that_can_be_built_sees_its_images(model, size):
         assert net(x).std(0).max() > 2e-5, norm
 
 
-def test_tables_have_architectures_of_their_own():
+def test_architectures_for_tables():
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(400, 5, generator=g), torch.arange(400) % 2
     x[:, 0] += 3 * y
     data = from_arrays(x, y, (torch.arange(400) % 4 == 0).long())
-    rows = evaluate_architectures(data.subset(slice(0, 60)), data.subset(slice(60, 400)), training=Training(epochs=20, batch=20), networks=1, device='cpu')
-    assert [r['method'] for r in rows] == ['logistic regression', 'gradient boosting', 'MLP'] and min(r['accuracy'] for r in rows) > .85
-
-
-def test_domains():
-    "Inverted images are another place: at home all is well, away it is not."
-    data, test = toy(n=240), toy(n=400, seed=1)
-    rows = evaluate_domains(data, test, None, Training(width=8, epochs=20, batch=16), 1, device='cpu')
-    table = domain_table(rows)
-    assert table.shape == (2, 2) and table.index.tolist() == table.columns.tolist() == ['many', 'few'] and min(table.loc['many', 'many'], table.loc['few', 'few']) > table.loc['many', 'few'] + .3
-    seen = []
-    evaluate_domains(data, test, lambda site: (seen.append((len(site), site.group)), set_of(site))[1], FAST, 1, device='cpu')
-    assert seen == [(180, None), (60, None)]                                           # the maker never sees the groups
-    with pytest.raises(ValueError, match='groups'): evaluate_domains(data.without_groups(), test)
-    lacking = data.subset(~((data.group == 1) & (data.y == 2)))
-    with pytest.warns(UserWarning, match='few: has not all classes'): assert len(evaluate_domains(lacking, test, None, FAST, 1, device='cpu')) == 1
+    entries = {'logistic regression': LogisticRegression(), 'MLP': dict(model='mlp')}
+    rows = evaluate_architectures(data.subset(slice(0, 60)), data.subset(slice(60, 400)), entries, Training(epochs=20, batch=20),
+                                  networks=1, device='cpu')
+    assert [r['method'] for r in rows] == list(entries) and min(r['accuracy'] for r in rows) > .85
 
 
 # Input that does not fit

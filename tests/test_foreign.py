@@ -185,7 +185,7 @@ def test_packed_file_repeats_labels_and_counts_what_is_stored(tmp_path):
 BAD = {
     'its images have shape': [torch.randn(4, 8, 8), torch.zeros(4).long()],
     'expected one': [torch.randn(4, 1, 8, 8), torch.zeros(3).long()],
-    'holds NaN': [torch.full((2, 1, 4, 4), math.nan), torch.zeros(2).long()],
+    'not all finite': [torch.full((2, 1, 4, 4), math.nan), torch.zeros(2).long()],
     'labels run from -1': [torch.randn(2, 1, 4, 4), torch.tensor([-1, 0])],
     'labels run from 0 to 12, expected 0 to 9': [torch.randn(2, 1, 28, 28), torch.tensor([0, 12])],
     'labels are not whole numbers': [torch.randn(2, 1, 28, 28), torch.tensor([0., .5])],

@@ -1,0 +1,90 @@
+"""Distilled sets of others under the protocol of their authors: do we measure what they measured?
+
+    RDD_NB_DATA=... python benchmarks/foreign.py --work foreign                          # writes benchmarks/results/foreign.json
+    RDD_NB_DATA=... python benchmarks/foreign.py --work foreign --minutes 8 --only mnist # a slice; finished rows stay
+
+The files are described in `RDD_NB_DATA/distilled-sets/README.md`. Each holds one or several sets (runs) and the accuracies that its authors
+measured, for one or several architectures. We train networks on every run by `protocol='dc'`, test them on all 10,000 test
+images, and put the mean beside theirs. They used up to 100 networks a row. The table marks what has not run.
+"""
+import argparse, os, re, time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from rdd_nb import data
+from rdd_nb.core import read_json, versions, write_json
+from rdd_nb.evaluation import Training, evaluate
+from rdd_nb.foreign import read_runs
+
+from evaluation import commit, processor
+
+HERE = Path(__file__).parent
+MODELS = dict(ConvNet='convnet', MLP='mlp', LeNet='lenet', AlexNet='alexnet', VGG11='vgg11', ResNet18='resnet18')
+MNIST, CIFAR, CIFAR50 = (f'{n}.pt' for n in ('dg_res_DC_MNIST_ConvNet_1ipc', 'dg_res_DC_CIFAR10_ConvNet_10ipc',
+                                             'res_DC_CIFAR10_ConvNet_10ipc'))
+PLAN = [  # file, data, architecture, networks for each run: in the order of the work
+    (MNIST, 'mnist', 'MLP', 4), (MNIST, 'mnist', 'LeNet', 4), (MNIST, 'mnist', 'ConvNet', 2),
+    (CIFAR50, 'cifar10', 'ConvNet', 3), (CIFAR, 'cifar10', 'MLP', 4), (CIFAR, 'cifar10', 'LeNet', 4),
+    (MNIST, 'mnist', 'VGG11', 1), (MNIST, 'mnist', 'AlexNet', 1), (CIFAR, 'cifar10', 'ConvNet', 2),
+    (MNIST, 'mnist', 'ResNet18', 1), (CIFAR, 'cifar10', 'VGG11', 1), (CIFAR, 'cifar10', 'AlexNet', 1),
+    (CIFAR, 'cifar10', 'ResNet18', 1),
+]
+
+
+@cache
+def test_set(name): return data.load(name, shift=None).test
+
+
+@cache
+def sets(file, name):
+    return read_runs(Path(os.environ['RDD_NB_DATA']) / 'distilled-sets' / file, name, classes=test_set(name).classes)
+
+
+def one_row(file, name, architecture, run, network):
+    s = sets(file, name)[run]
+    row = evaluate(s, test_set(name), Training(MODELS[architecture]), 1, network, device='cpu', protocol='dc', progress=False)
+    return dict(file=file, data=name, architecture=architecture, run=run, network=network, accuracy=row['accuracy'],
+                training=row['training'], seconds=row['evaluation_seconds'], sha256=s.provenance['sha256'])
+
+
+def table(rows):
+    "One line for each file and architecture: ours, theirs, and whether the difference is below one standard deviation of theirs."
+    for file, name, architecture, _ in PLAN:
+        own = [r['accuracy'] for r in rows if (r['file'], r['architecture']) == (file, architecture)]
+        theirs = sets(file, name)[0].provenance['measured'][architecture]
+        line = dict(file=file, data=name, architecture=architecture, theirs=theirs['mean'], theirs_sd=theirs['sd'], theirs_n=theirs['n'])
+        if not own: yield line | dict(n=0, remark='not run')
+        else:
+            mean = float(np.mean(own))
+            yield line | dict(ours=mean, sd=float(np.std(own)) if len(own) > 1 else None, n=len(own),
+                              difference=mean - theirs['mean'], agrees=bool(abs(mean - theirs['mean']) <= theirs['sd']))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--work', type=Path, required=True, help='folder for the rows; a stopped benchmark goes on from there')
+    parser.add_argument('--out', type=Path, default=HERE / 'results' / 'foreign.json')
+    parser.add_argument('--only', default='', help='regular expression for "data architecture run network file"')
+    parser.add_argument('--minutes', type=float, default=float('inf'), help='start no further row after so many')
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    start, rows = time.perf_counter(), []
+    wanted = [(f, d, a, run, n) for f, d, a, each in PLAN for n in range(each) for run in range(len(sets(f, d)))]
+    for f, d, a, run, n in tqdm(wanted):
+        path = args.work / f'{Path(f).stem}-{a}-{run}-{n}.json'
+        late = time.perf_counter() - start > 60 * args.minutes
+        if not path.exists() and not late and re.search(args.only, f'{d} {a} {run} {n} {f}'):
+            write_json(path, one_row(f, d, a, run, n) | dict(commit=commit(), versions=versions()))
+        if path.exists(): rows.append(read_json(path))
+    lines = list(table(rows))
+    config = dict(protocol='dc', test_images=10000, networks={f'{f} {a}': n for f, _, a, n in PLAN}, device='cpu', threads=1)
+    write_json(args.out, dict(config=config, table=lines, rows=rows, versions=versions(), commit=commit(), processor=processor(),
+                              command='python benchmarks/foreign.py --work WORK', seconds=round(sum(r['seconds'] for r in rows), 1)))
+    for t in lines: print({k: round(v, 4) if isinstance(v, float) else v for k, v in t.items()})
+
+
+if __name__ == '__main__': main()
