@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from tqdm.auto import tqdm
 
-from rdd_nb import data
+from rdd_nb.sources import load_data
 from rdd_nb.core import read_json, versions, write_json
 from rdd_nb.distill import distill
 from rdd_nb.evaluation import ARCHITECTURES, Training, evaluate_architectures
@@ -34,7 +34,7 @@ def main():
     parser.add_argument('--epochs', type=int, default=60)
     parser.add_argument('--heavy', type=int, default=3, help='seeds for ResNet-18, VGG-11, AlexNet and ViT')
     args = parser.parse_args()
-    splits, training, rows = data.load('digits'), Training(epochs=args.epochs), []
+    splits, training, rows = load_data('digits'), Training(epochs=args.epochs), []
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         wanted = [(m, s, a) for s in range(args.seeds) for a in ENTRIES for m in SETS if a not in HEAVY or s < args.heavy]

@@ -9,7 +9,7 @@ images under mean + CVaR.
 import argparse, tempfile
 from pathlib import Path
 
-from rdd_nb import data
+from rdd_nb.sources import load_data
 from rdd_nb.compare import compare
 from rdd_nb.core import write_json
 from rdd_nb.distill import METHODS, as_method
@@ -40,7 +40,7 @@ def main():
     parser.add_argument('--jobs', type=int)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        report = compare(data.load('digits'), {m: METHODS.get(m) for m in MAIN} | ABLATIONS, range(args.seeds), args.work or Path(temporary) / 'runs', training=Training(),
+        report = compare(load_data('digits'), {m: METHODS.get(m) for m in MAIN} | ABLATIONS, range(args.seeds), args.work or Path(temporary) / 'runs', training=Training(),
                          source=dict(name='digits', shift='minority', share=.1, data_seed=0), device='cpu', jobs=args.jobs, resume=bool(args.work), command='python benchmarks/digits.py')
     write_json(args.out, report)
 

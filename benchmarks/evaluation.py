@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from rdd_nb import data
+from rdd_nb.sources import load_data
 from rdd_nb.coresets import class_medoids
 from rdd_nb.core import generator, read_json, versions, write_json
 from rdd_nb.evaluation import Training, evaluate, predict, train, train_together
@@ -65,7 +66,7 @@ STRATEGIES = {
 def mnist_sized():
     "100 images to train on, and 1,000 to test on (none where there is no MNIST)."
     g = generator('evaluation benchmark')
-    try: splits = data.load('mnist', shift=None, val=1000)
+    try: splits = load_data('mnist', val=1000)
     except FileNotFoundError: return torch.randn(100, 1, 28, 28, generator=g), torch.arange(10).repeat_interleave(10), None, 'random images'
     few = torch.cat([i[torch.randperm(len(i), generator=g)[:10]] for i in map(splits.train.class_indices, range(10))])
     return splits.train.x[few], splits.train.y[few], splits.test.subset(torch.randperm(len(splits.test), generator=g)[:1000]), 'mnist'
@@ -91,7 +92,7 @@ def compile_seconds(mnist):
 
 
 def digits_row(jobs):
-    splits = data.load('digits')
+    splits = load_data('digits')
     few = splits.train.subset(class_medoids(splits.train.x, splits.train.y, ipc=10))
     start, cpu = time.perf_counter(), time.process_time()
     row = evaluate(few, splits.test, Training(), networks=5, device='cpu', jobs=jobs, progress=False)
@@ -100,7 +101,7 @@ def digits_row(jobs):
 
 def stack_row():
     "Networks in one stack, on a CPU: what the GPU wants is not what the CPU wants."
-    splits, t = data.load('digits'), Training(epochs=30)
+    splits, t = load_data('digits'), Training(epochs=30)
     few = splits.train.subset(class_medoids(splits.train.x, splits.train.y, ipc=10))
     start = time.process_time()
     for s in range(5): train(few.x, few.y, 10, t, s, 'cpu')

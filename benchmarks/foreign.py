@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from rdd_nb import data
+from rdd_nb.sources import load_data
 from rdd_nb.core import read_json, versions, write_json
 from rdd_nb.evaluation import Training, evaluate
 from rdd_nb.foreign import read_runs
@@ -36,7 +36,7 @@ PLAN = [  # file, data, architecture, networks for each run: in the order of the
 
 
 @cache
-def test_set(name): return data.load(name, shift=None).test
+def test_set(name): return load_data(name, 'none').test
 
 
 @cache

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rdd_nb import data
+from rdd_nb.sources import load_data
 from rdd_nb.compare import FULL
 from rdd_nb.core import generator, read_json, versions, write_json
 from rdd_nb.distill import METHODS, Method, as_method, distill
@@ -63,13 +63,13 @@ BASELINES = {**{m: METHODS[m] for m in ('random', 'stratified', 'herding', 'k-ce
 
 
 @cache
-def digits(seed): return data.load('digits', seed=seed)
+def digits(seed): return load_data('digits', data_seed=seed)
 
 
 @cache
 def colour(seed, train=5000, val=1000, test=2000):
     "MNIST at 16 x 16 in the colours of the classes, 10 % of each class in another colour; a part of it."
-    splits = data.load('mnist', shift='colour', share=.1, seed=0, size=16)
+    splits = load_data('mnist', 'colour', size=16)
     part = lambda d, n, of: d.subset(torch.randperm(len(d), generator=generator(0, 'grid', of))[:n].sort().values)
     return data.Splits(part(splits.train, train, 'train'), part(splits.val, val, 'val'), part(splits.test, test, 'test'))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import torch
 from rdd_nb.core import read_json, write_json
-from rdd_nb.data import load_data
+from rdd_nb.sources import load_data
 from rdd_nb.distill import distill
 from rdd_nb.methods import METHODS
 
@@ -44,7 +44,7 @@ def digest(s):
 
 def hashes():
     torch.set_num_threads(1)
-    train = load_data('digits', 'minority')[0].train
+    train = load_data('digits', 'minority').train
     jobs = {m: (m, SHORT.get(m, dict(steps=6) if METHODS[m].objective else {})) for m in METHODS}
     jobs |= {k: (m, dict(steps=4) | c) if METHODS[m].objective else (m, c) for k, (m, c) in VARIANTS.items()}
     return {k: digest(distill(train, m, ipc=3, seed=1, device='cpu', progress=False, **c)) for k, (m, c) in jobs.items()}

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/latent_groups.py          # a few minutes, writes benchmarks/results/latent_groups.json
 
-The data are training sets with a planted minority (`rdd_nb.data.load`). Group labels are used for the scores only. Samples are clustered inside each class. Feature
+The data are training sets with a planted minority (`rdd_nb.sources.load_data`). Group labels are used for the scores only. Samples are clustered inside each class. Feature
 spaces: pixels; a ConvNet that has just been initialised; the same after training (George, Sohoni et al. 2020, clusters in such features), early and late;
 gradients of the loss with respect to the scores and to the last layer; the loss itself. Two methods that make two groups without clustering: errors of an early
 network (the first stage of JTT, Liu et al. 2021) and environment inference (EIIL, Creager et al. 2021). MNIST is looked for where `RDD_NB_DATA` says; without it
@@ -22,7 +22,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from rdd_nb.coresets import class_kmeans_ids, random_per_class
 from rdd_nb.core import generator, versions, write_json
-from rdd_nb.data import load
+from rdd_nb.sources import load_data
 from rdd_nb.models import make_model
 
 TASKS = {'digits': dict(shift='minority', width=32, early=4, late=40), 'mnist': dict(shift='colour', width=32, early=1, late=12)}
@@ -96,7 +96,7 @@ def score(ids, y, group):
 def study(name, seed, n, ks):
     "All rows of one data set and seed."
     task = TASKS[name]
-    data = load(name, shift=task['shift'], share=.1, seed=seed).train
+    data = load_data(name, task['shift'], data_seed=seed).train
     if n and n < len(data): data = data.subset(random_per_class(data.y, n // data.n_classes, seed))
     shape = data.x.shape[1:]
     net = make_model('convnet', shape, data.n_classes, seed=seed, width=task['width']).eval()
@@ -123,7 +123,7 @@ def main():
     torch.set_num_threads(1)
     result = dict(versions=versions(), device='CPU, 1 thread', config=dict(seeds=args.seeds, n=args.n, ks=args.ks, share=.1, tasks=TASKS), absent=[], rows=[])
     for name in TASKS:
-        try: load(name, shift=None)
+        try: load_data(name, 'none')
         except FileNotFoundError as e:
             result['absent'].append(name)
             print(f'{name} left out: {e}')

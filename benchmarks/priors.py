@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from rdd_nb import data
+from rdd_nb.sources import load_data
 from rdd_nb.core import read_json, versions, write_json
 from rdd_nb.distill import METHODS, as_method, distill
 from rdd_nb.evaluation import Training, evaluate
@@ -56,7 +56,7 @@ def main():
     commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
-        splits, rows = data.load('digits'), []
+        splits, rows = load_data('digits'), []
         ipc = {name: affordable(p, splits.train) for name, p in PRIORS.items()}
         for seed in range(args.seeds):
             for name in PRIORS:

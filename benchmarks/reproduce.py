@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from rdd_nb import data
+from rdd_nb.sources import load_data
 from rdd_nb.coresets import random_per_class
 from rdd_nb.core import generator, read_json, versions, write_json
 from rdd_nb.data import GroupedDataset
@@ -48,7 +48,7 @@ PLAN = [('random', name, 1, 5) for name in ('mnist', 'fashion-mnist')] + [('rand
 @cache
 def load(name):
     "Training and test part, normalised with the published constants and padded to 32 x 32."
-    splits = data.load(name, shift=None, val=100)
+    splits = load_data(name, 'none', val=100)
     mean, std, _ = CONSTANTS[name]
     part = lambda d: GroupedDataset(F.pad((d.pixels() - mean[0]) / std[0], (2, 2, 2, 2)), d.y, mean=mean, std=std, classes=d.classes, name=name)
     return part(splits.train), part(splits.test)

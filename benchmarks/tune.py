@@ -14,7 +14,8 @@ import joblib
 import numpy as np
 import torch
 
-from rdd_nb import data
+from rdd_nb import data, shifts
+from rdd_nb.sources import load_data
 from rdd_nb.core import read_json, versions, write_json
 from rdd_nb.distill import distill
 from rdd_nb.evaluation import Training, evaluate
@@ -49,14 +50,14 @@ def both_looks(splits):
     "The validation images, each once as it was and once inverted and transposed."
     raw, planted = splits.val.pixels(), splits.val.group.bool().view(-1, 1, 1, 1)
     raw = raw.where(~planted, data.invert_transpose(raw))          # the look is its own inverse
-    x, y, group = data.SHIFTS['minority'](raw, splits.val.y, splits.val.n_classes, .5, None, test=True)
+    x, y, group = shifts.SHIFTS['minority'](raw, splits.val.y, splits.val.n_classes, .5, None, test=True)
     both = data.GroupedDataset(x, y, group, splits.val.classes, splits.val.groups, name='digits/validation in both looks')
     return both.renormalise(splits.train.mean, splits.train.std)
 
 
 def cell(method, setting, seed):
     torch.set_num_threads(1)
-    splits = data.load('digits', seed=seed)
+    splits = load_data('digits', data_seed=seed)
     s = distill(splits.train, method, seed=seed, device='cpu', progress=False, **setting)
     row = evaluate(s, both_looks(splits), Training(), networks=2, seed=seed, device='cpu')
     return dict(method=method, setting=setting, seed=seed, seconds=s.provenance['seconds'],

@@ -8,8 +8,8 @@ __all__ = ['DEMO', 'do_distill', 'do_evaluate', 'do_demo', 'do_report', 'parser'
 # %% ../nbs/80_cli.ipynb #542072fb
 import argparse, ast, dataclasses, shlex, sys, warnings
 from pathlib import Path
-from . import __version__, data
-from .data import load_data
+from . import __version__, shifts, sources
+from .sources import load_data
 from .compare import FULL, compare
 from .core import pick_device, read_json, versions, write_json
 from .distill import METHODS, Method, distill
@@ -31,7 +31,8 @@ def _settings(pairs):
 
 def do_distill(a):
     "Distil one data set with one method and one seed."
-    splits,source = load_data(a.data, a.shift, a.share, a.data_seed, a.root, a.download)
+    splits = load_data(a.data, a.shift, a.share, a.data_seed, a.root, a.download)
+    source = splits.source
     out = Path(a.out or f'runs/{Path(a.data).stem}-{a.method}-ipc{a.ipc}-seed{a.seed}')
     changes = {k: getattr(a, k) for k in ('risk', 'risk_at', 'cells', 'steps', 'lr') if getattr(a, k) is not None} | _settings(a.set)
     s = distill(splits.train, a.method, a.ipc, a.seed, a.device, out, a.resume, source=source, **changes)
@@ -49,7 +50,8 @@ def do_evaluate(a):
         made_from = s.provenance.get('source')
         where = dict(made_from if isinstance(made_from, dict) else {}, **{k: v for k, v in dict(name=a.data, shift=a.shift).items() if v})
         if not isinstance(where.get('name'), str): raise ValueError(f'{run} does not say which data it was made from; pass --data')
-        splits,source = load_data(where['name'], where.get('shift'), where.get('share', .1), where.get('data_seed', 0), a.root, a.download)
+        splits = load_data(where['name'], where.get('shift'), where.get('share', .1), where.get('data_seed', 0), a.root, a.download)
+        source = splits.source
         test = getattr(splits, a.on)
         clusters = dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
         row = evaluate(s, test, training, a.networks, s.provenance.get('seed', 0), clusters, a.device, a.corruptions, splits.train, jobs=a.jobs)
@@ -76,7 +78,8 @@ def _table(report):
 def do_demo(a):
     "All methods on the digits with a hidden minority, over several seeds, with a report."
     if a.seeds < 1: raise ValueError(f'--seeds {a.seeds}: expected at least 1')
-    splits,source = load_data('digits', 'minority')
+    splits = load_data('digits', 'minority')
+    source = splits.source
     print(f'digits: {len(splits.train)} training images, in every class {(splits.train.group == 1).float().mean():.0%} of them inverted and transposed; nobody tells the methods which.\n'
           f'{len(DEMO)} methods x {a.seeds} seeds, {a.ipc} images per class:')
     methods = {m: METHODS.get(m) for m in DEMO}
@@ -89,7 +92,7 @@ def _training_data(folder):
     "The training data a report was made with, where the report says so and they are at hand; they add the real images to it."
     try:
         asked = read_json(Path(folder)/'report.json')['config']['source']
-        return load_data(asked['name'], asked['shift'], asked['share'], asked['data_seed'])[0].train
+        return load_data(asked['name'], asked['shift'], asked['share'], asked['data_seed']).train
     except (KeyError, TypeError, AttributeError, ValueError, OSError): return None
 
 def do_report(a):
@@ -98,9 +101,9 @@ def do_report(a):
 
 # %% ../nbs/80_cli.ipynb #02d03c67
 def _data_options(p, positional=True):
-    if positional: p.add_argument('data', help=f'{", ".join(["digits", *data.SOURCES])}, a folder of images (one subfolder per class), or an .npz file with x and y')
+    if positional: p.add_argument('data', help=f'{", ".join(["digits", *sources.SOURCES, *sources.TASKS])}, a folder of images (one subfolder per class), or an .npz file with x and y')
     else: p.add_argument('--data', help='the data to test on, where the run does not say or other data are wanted')
-    p.add_argument('--shift', choices=[*data.SHIFTS, 'none'], help='the hidden minority to plant (default: minority for digits, none otherwise)')
+    p.add_argument('--shift', choices=[*shifts.SHIFTS, 'none'], help='the hidden minority to plant (default: minority for digits, none otherwise)')
     if positional:
         p.add_argument('--share', type=float, default=.1, help='share of each class that becomes the minority (default: 0.1)')
         p.add_argument('--data-seed', type=int, default=0, help='redraws the split and the minority (default: 0)')

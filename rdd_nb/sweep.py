@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from .compare import FULL, claim, gather, run_cells
 from .core import atomic_write, pick_device, versions, write_json
-from .data import load_data
+from .sources import load_data
 from .distill import METHODS, as_method, check_inputs
 from .evaluation import Training
 from .report import frame, read_comparison, write_report
@@ -19,7 +19,7 @@ from .risk import Risk
 
 # %% ../nbs/63_sweep.ipynb #b7b593d3
 KEYS = dict(seeds=3, ipc=10, networks=2, on='test', also=[], data={}, training={}, settings={}, risks={}, grid=[])   # and what they are unless given
-DATA = ('name', 'shift', 'share', 'data_seed', 'root', 'download')
+DATA = ('name', 'shift', 'share', 'data_seed', 'root', 'download', 'size', 'limit', 'val', 'test')
 
 @dataclass
 class Plan:
@@ -171,8 +171,9 @@ def sweep(
 
 def _load(asked):
     "The data of a plan. Raises `ValueError` or `FileNotFoundError` in one line."
-    try: return load_data(**dict(name='digits') | asked)
+    try: splits = load_data(**dict(name='digits') | asked)
     except TypeError as e: raise ValueError(f'[data]: {e}') from None
+    return splits, splits.source
 
 # %% ../nbs/63_sweep.ipynb #907e408f
 def do_sweep(a):

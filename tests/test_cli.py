@@ -18,6 +18,7 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 from rdd_nb import data
+from rdd_nb.sources import load_data
 from rdd_nb.cli import DEMO, main, parser
 from rdd_nb.distill import METHODS
 from rdd_nb.evaluation import Training, train
@@ -106,7 +107,7 @@ def own_digits():
     "Test images from scikit-learn: each as it is, and inverted and transposed."
     raw = load_digits()
     known = {image.tobytes(): int(label) for image, label in zip((raw.images / 16).astype(np.float32), raw.target)}
-    test = data.load('digits', 'minority').test
+    test = load_data('digits', 'minority').test
     x, y, group = test.pixels().numpy(), test.y.numpy(), test.group.numpy()
     back = np.where(group[:, None, None, None] == 1, (1 - x).transpose(0, 1, 3, 2), x)
     assert [known[(np.round(image[0] * 16) / 16).astype(np.float32).tobytes()] for image in back] == y.tolist()
@@ -119,7 +120,7 @@ def test_the_figures_follow_from_the_files(demo, report, method):
     row = next(r for r in report['rows'] if r['method'] == method)
     x, y, group = own_digits()
     if method == 'full':
-        source = data.load('digits', 'minority').train
+        source = load_data('digits', 'minority').train
         sx, sy, mean, std = source.x, source.y, source.mean.numpy(), source.std.numpy()
     else:
         raw = load_file(demo/'runs'/f'{method}-seed0'/'synthetic.safetensors')
@@ -154,7 +155,7 @@ def test_summary_and_pairs_follow_from_the_rows(report):
 def test_the_saved_sets_say_where_they_come_from(demo, report):
     for m in NAMES[:-1]:
         s = load(demo/'runs'/f'{m}-seed0'/'synthetic.safetensors')
-        assert s.provenance['method'] in (m, 'custom') and s.provenance['seed'] == 0 and s.provenance['data_hash'] == report['config']['train_hash'] == data.load('digits', 'minority').train.hash()
+        assert s.provenance['method'] in (m, 'custom') and s.provenance['seed'] == 0 and s.provenance['data_hash'] == report['config']['train_hash'] == load_data('digits', 'minority').train.hash()
         rows = [json.loads(line) for line in (demo/'runs'/f'{m}-seed0'/'metrics.jsonl').read_text().splitlines()]
         assert [r['step'] for r in rows] == list(range(1, (2 if METHODS[m].objective else 0) + 1))
 
