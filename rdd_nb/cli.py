@@ -16,7 +16,7 @@ from .distill import METHODS, Method, distill
 from .evaluation import Training, evaluate, fit_clusters, paired, reference_clusters, summarise
 from .report import write_report
 from .foreign import CONSTANTS, read
-from . import merge, pinn, sweep
+from . import pinn, sites, sweep
 
 # %% ../nbs/80_cli.ipynb #dc7c6c3b
 def _settings(pairs):
@@ -161,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument('--out', help='folder for report.md and report.html (default: the folder itself; needed for several)')
     c.set_defaults(do=do_report)
     sweep.add_command(sub)
-    merge.add_command(sub)
+    sites.add_command(sub)
     pinn.add_command(sub)
     return p
 

@@ -1,5 +1,5 @@
-"""Merging tables: oracles of the inner learners, types and ranges, what a site may influence, bad input, the command line."""
-import argparse, os, warnings
+"""Merging tables: oracles of the inner learners, what a site may influence, calibration, types and ranges, bad input."""
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -11,15 +11,15 @@ from sklearn.compose import ColumnTransformer
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from rdd_nb.cli import main
 from rdd_nb.core import generator
-from rdd_nb.merge import (METHODS, SOFT, MergeTables, SiteTasks, TableCodec, add_command, as_tables, by_group, columns_of, compare_once, default_models, do_merge,
-                          first_rows, fixed_labels, kernel_scores, load_diabetes, load_heart, load_hepatitis_ilpd, logistic, paired_sites, per_split, prepare, privacy_report,
-                          read_schema, read_table, site_metrics, site_probabilities, split_sites, summarise_sites, three_hospitals)
-from rdd_nb.risk import CVaR, Mean
+from rdd_nb.merge import (SOFT, MergeTables, Shifted, SiteTasks, as_observed, default_models, first_rows, fixed_labels, kernel_scores, logistic, observed,
+                          rate_offset, site_shift, union_schema)
+from rdd_nb.risk import CVaR, Entropic, Mean
+from rdd_nb.tables import TableCodec, read_table, three_hospitals
 
 QUICK = dict(rows=20, steps=4, choose=0, progress=False)
 
@@ -95,8 +95,10 @@ def test_losses_are_those_of_a_pipeline():
     f = LogisticRegression(tol=1e-12, max_iter=5000).fit(scaler.transform(zs), tasks.labels.numpy()).decision_function(np.nan_to_num(scaler.transform(x)))
     g = kernel_scores(*(torch.as_tensor(np.nan_to_num(scaler.transform(a)))[None] for a in (x, zs)), tasks.labels, torch.tensor([show.sum()])).numpy()[0]
     y = tasks.y.numpy()[mine]
-    expected = np.mean([np.logaddexp(0, s) - y * s for s in (f, g)])
-    assert abs(tasks.losses(z)[0][0].item() - expected) < 1e-4
+    def at_best(s):
+        s = s + rate_offset(1 / (1 + np.exp(-s)), y.mean())
+        return np.mean(np.logaddexp(0, s) - y * s)
+    for losses in tasks.losses(z)[:2]: assert abs(losses[0].item() - np.mean([at_best(f), at_best(g)])) < 1e-4
 
 
 def test_realism_is_an_energy_distance():
@@ -118,28 +120,29 @@ def test_realism_is_an_energy_distance():
 def test_a_site_does_not_feel_columns_it_does_not_show(borrow):
     tasks, z = tasks_of(5, sites=3, borrow=borrow)
     for s in range(3):
-        pull = torch.autograd.grad(tasks.losses(z)[0][s], z)[0].abs().sum(0)
-        assert (pull[tasks.shown[s] == 0] == 0).all() and (pull[tasks.shown[s] > 0] > 0).all()
-        before = tasks.losses(z)[0][s].item()
+        for which in (0, 1):                                 # own rows, and with borrowed ones
+            pull = torch.autograd.grad(tasks.losses(z)[which][s], z)[0].abs().sum(0)
+            assert (pull[tasks.shown[s] == 0] == 0).all() and (pull[tasks.shown[s] > 0] > 0).all()
+        before = tasks.losses(z)[1][s].item()
         kept = tasks.x.clone()
-        tasks.x += 9 * (1 - tasks.shown[s])                  # anybody's values in columns that s does not show
-        assert tasks.losses(z)[0][s].item() == before
+        tasks.x += 9 * (1 - tasks.shown[s])                  # values of all sites in columns that s does not show
+        assert tasks.losses(z)[1][s].item() == before
         tasks.x = kept
 
 
 def test_without_borrowing_other_rows_do_not_matter():
     tasks, z = tasks_of(6, borrow=0)
-    before = tasks.losses(z)[0]
+    before = tasks.losses(z)[1]
     tasks.x[tasks.site == 1] *= -3
-    after = tasks.losses(z)[0]
+    after = tasks.losses(z)[1]
     assert after[0] == before[0] and after[1] != before[1]
 
 
 def test_borrowed_weights():
     tasks, _ = tasks_of(7, sites=3, borrow=.25)
     torch.testing.assert_close(tasks.weights.sum(1), torch.ones(4, dtype=torch.float64))
-    torch.testing.assert_close((tasks.weights[:3] * (tasks.own > 0)).sum(1), torch.full((3,), .75, dtype=torch.float64))
-    alone, _ = tasks_of(7, sites=1, borrow=.25)              # nobody to borrow from
+    torch.testing.assert_close((tasks.weights[:3] * tasks.member).sum(1), torch.full((3,), .75, dtype=torch.float64))
+    alone, _ = tasks_of(7, sites=1, borrow=.25)              # no other site to borrow from
     torch.testing.assert_close(alone.weights[0], alone.own[0])
 
 
@@ -156,6 +159,115 @@ def test_index_labels_and_pandas_types_do_not_matter(hospitals):
     pd.testing.assert_frame_equal(a, b, check_dtype=False)
 
 
+# The risk, the intercept and what is said of a site
+
+def two_sites(seed=0):
+    "A site that is served well on its own rows and borrows from one that is not, and the other way round."
+    r = np.random.default_rng(seed)
+    x, y, site = r.normal(size=(80, 2)), np.tile([0, 1], 40), np.repeat([0, 1], 40)
+    x[:40, 0] += 4 * y[:40] - 2                              # site 0 is easy: column 0 tells the class
+    return SiteTasks(x, y, site, np.ones((2, 2), bool), np.arange(8) % 2, .9, torch.float64)
+
+
+def test_the_risk_compares_sites_on_their_own_rows():
+    tasks = two_sites()
+    z = torch.tensor(np.random.default_rng(1).normal(size=(8, 2)) + np.outer(np.arange(8) % 2, [4, 0]), requires_grad=True)
+    own, mixed, _ = tasks.losses(z)
+    assert own[1] > own[0] and mixed[1] < mixed[0]           # mixed rows would name the wrong site
+    worst = torch.autograd.grad(tasks.objective(z, CVaR(.5), realism=0)[0] - mixed[-1], z)[0]
+    mixed = tasks.losses(z)[1]
+    torch.testing.assert_close(worst, torch.autograd.grad(mixed[1], z)[0], atol=1e-9, rtol=1e-6)
+
+
+def test_weights_are_those_of_own_rows(hospitals):
+    m = MergeTables(**QUICK).fit(hospitals, 'diagnosis')
+    gained = torch.tensor([m.site_losses_[k] - m.base_losses_[k] for k in hospitals])
+    np.testing.assert_allclose(list(m.site_weights_.values()), CVaR(.5).weights(gained), atol=1e-6)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_shift_is_the_best_constant(seed):
+    r = np.random.default_rng(seed)
+    f, y, member = torch.tensor(4 * r.normal(size=(2, 60))), torch.tensor((r.uniform(size=60) < .2) * 1.), torch.eye(2).repeat_interleave(30, 1).double()
+    y[0] = y[30] = 1; y[1] = y[31] = 0
+    b, w = site_shift(f, y, member), torch.tensor(r.uniform(size=(2, 60)))
+    for s in range(2):
+        for t in range(2): assert abs(rate_offset(torch.sigmoid(f[s, 30 * t:30 * t + 30]), y[30 * t:30 * t + 30].mean().item()) - b[s, t]) < 1e-6
+    v = site_shift(f, y, member, w)
+    assert ((w * (torch.sigmoid(f + v @ member) - y)) @ member.T).abs().max() < 1e-9
+
+
+def rare_and_common(seed=0):
+    r = np.random.default_rng(seed)
+    def site(n, rate, own):
+        y = np.arange(n) < round(n * rate)
+        return pd.DataFrame(dict(a=r.normal(y, 1).round(2), b=r.normal(.5 * y, 1).round(2), y=np.where(y, 'yes', 'no')) | {own: r.normal(.5 * y, 1).round(2)})
+    return dict(rare=site(600, 1 / 60, 'c'), common=site(300, .6, 'd'))
+
+
+@pytest.mark.parametrize('model', ['logistic', 'boosting'])
+def test_every_site_is_calibrated(model):
+    "Without the intercept a site with 1.7 % positives is predicted 24 %."
+    tables, fresh = rare_and_common(), rare_and_common(1)
+    m = MergeTables(rows=60, steps=30, choose=0, progress=False).fit(tables, 'y')
+    for k, t in tables.items():
+        rate, f = (t.y == 'yes').mean(), m.model(default_models()[model], t)
+        assert abs(f.predict_proba(t)[:, 1].mean() - rate) < 1e-6 and abs(f.predict_proba(fresh[k])[:, 1].mean() - rate) < .4 * rate
+        assert abs(m.model(default_models()[model], t.drop(columns='y'), rate=rate).offset - f.offset) < 1e-9
+        assert m.model(default_models()[model], t.drop(columns='y')).offset == 0
+        if model == 'logistic': assert abs(m.offsets_[k] - f.offset) < .05 and m.rates_[k] == rate
+
+
+def test_the_positive_class_can_be_named(hospitals):
+    a, b = (MergeTables(**QUICK, positive=p).fit(hospitals, 'diagnosis') for p in (None, 'benign'))
+    assert a.schema_.classes == ['benign', 'malignant'] and b.schema_.classes == ['malignant', 'benign']
+    assert abs(a.rates_['north'] + b.rates_['north'] - 1) < 1e-12
+    f = b.model(LogisticRegression(), hospitals['north'])
+    p = f.predict_proba(hospitals['north'])
+    assert list(f.classes_) == ['benign', 'malignant'] and abs(p[:, 0].mean() - b.rates_['north']) < 1e-6 and isinstance(f, Shifted)
+    with pytest.raises(ValueError, match="has no class 'ill'"): MergeTables(**QUICK, positive='ill').fit(hospitals, 'diagnosis')
+
+
+def test_a_site_that_is_harmed_is_named():
+    r = np.random.default_rng(0)
+    def site(n, sign):
+        y = np.arange(n) % 2
+        return pd.DataFrame(dict(a=(sign * 3 * y + r.normal(size=n)).round(2), y=y))
+    with pytest.warns(UserWarning, match="^table 'odd': models learned from the merged table do worse there .* than its base rate"):
+        MergeTables(rows=20, steps=20, risk='mean', borrow=0, choose=0, progress=False, accept=['a']).fit(dict(one=site(200, 1), two=site(200, 1), odd=site(20, -1)), 'y')
+
+
+# Constraints and sizes
+
+def test_orders_hold(hospitals):
+    ok = {k: t.assign(low=t['mean smoothness'] / 2, high=t['mean smoothness'] / 2 + .001 * (np.arange(len(t)) % 5)).round(3) for k, t in hospitals.items()}
+    free, held = (MergeTables(**QUICK, order=o).fit(ok, 'diagnosis').synthetic_ for o in ((), ['low <= high']))
+    assert (free.low > free.high).any() and (held.low <= held.high).all()
+    with pytest.raises(ValueError, match="order 'high <= low': table 'north' breaks it in"): MergeTables(**QUICK, order=['high <= low']).fit(ok, 'diagnosis')
+
+
+@pytest.mark.parametrize('rows', [40, 300])
+def test_spikes_stay(rows):
+    r = np.random.default_rng(0)
+    def site(n, own): return pd.DataFrame({'gain': np.where(r.uniform(size=n) < .87, 0, r.integers(100, 9000, n)), own: r.normal(size=n).round(2), 'y': np.arange(n) % 2})
+    t = dict(one=site(200, 'c'), two=site(300, 'd'))
+    m = MergeTables(rows=rows, steps=5, choose=0, progress=False).fit(t, 'y')
+    assert abs((m.synthetic_.gain == 0).mean() - pd.concat(t.values()).gain.eq(0).mean()) <= 1.5 / rows + .01
+
+
+def test_observed_values_by_class_and_rank():
+    x, y = np.array([[1.], [1], [2], [9], [np.nan]]), np.array([0, 0, 0, 1, 1])
+    assert observed(x, y, 1, .6) == {} and list(observed(x, y, 1, .5)) == [0]
+    z = as_observed([[5.], [7], [6], [0]], np.array([0, 0, 0, 1]), observed(x, y, 1, 0))
+    assert z[:, 0].tolist() == [1, 2, 1, 9]
+
+
+def test_more_rows_than_there_are(hospitals):
+    few = {k: t.groupby('diagnosis').head(15) for k, t in hospitals.items()}
+    s = MergeTables(rows=600, steps=3, choose=0, progress=False).fit(few, 'diagnosis').synthetic_
+    assert len(s) == 600 > sum(map(len, few.values())) and s.duplicated().mean() < .05 and not s.isna().any().any()
+
+
 # The typed table
 
 @st.composite
@@ -165,7 +277,7 @@ def tables(draw):
     kinds = dict(x=lambda n: r.normal(5, 2, n).round(2), count=lambda n: r.integers(0, 40, n), flag=lambda n: r.integers(0, 2, n), yes=lambda n: r.uniform(size=n) < .5,
                  word=lambda n: r.choice(['a', 'b', 'c'], n), nullable=lambda n: pd.array(r.integers(10, 90, n), dtype='Int64'), cat=lambda n: pd.Categorical(r.choice(['u', 'v'], n)))
     found = {}
-    for site in range(draw(st.integers(1, 3))):
+    for site in range(draw(st.integers(0, 2))):
         columns, n = draw(st.lists(st.sampled_from(list(kinds)), min_size=1, max_size=5, unique=True)), draw(st.integers(12, 25))
         t = pd.DataFrame({c: kinds[c](n) for c in columns})
         for c in columns:
@@ -174,17 +286,22 @@ def tables(draw):
     return found
 
 
-@settings(max_examples=15)
+NAMES = ['x', 'count', 'flag', 'yes', 'word', 'nullable', 'cat']
+ALL = pd.DataFrame(dict(x=np.arange(12) / 4, count=np.arange(12) % 7, flag=np.arange(12) % 2, yes=np.arange(12) % 3 == 0, word=list('abcabcabcabc'),
+                        nullable=np.arange(12) + 30, cat=list('uvuvuvuvuvuv'), y=np.arange(12) % 2))
+
+
+@settings(max_examples=15, deadline=None)
 @given(tables(), st.integers(0, 3))
 def test_what_comes_out_is_typed(tables, seed):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        m = MergeTables(rows=12, steps=3, choose=0, seed=seed, progress=False).fit(tables, 'y')
+        m = MergeTables(rows=12, steps=3, choose=0, seed=seed, accept=NAMES, progress=False).fit(dict({'all': ALL}, **tables), 'y')
     s = m.synthetic_
     assert list(s) == [*m.schema_.columns, 'y'] and len(s) == 12 and not s.isna().any().any()
     assert set(s.y) == {0, 1} and s.y.dtype == np.int64
     for name, c in m.schema_.columns.items():
-        real = pd.concat([t[name].dropna() for t in tables.values() if name in t], ignore_index=True)
+        real = pd.concat([t[name].dropna() for t in [ALL, *tables.values()] if name in t], ignore_index=True)
         if c.kind == 'number':
             assert s[name].between(float(real.min()), float(real.max())).all()
             np.testing.assert_allclose(s[name].astype(float), s[name].astype(float).round(c.decimals), atol=1e-9)
@@ -202,7 +319,7 @@ def test_constant_and_binary_columns(hospitals):
 
 def test_codes_that_are_numbers(hospitals):
     odd = {k: t.assign(kind=np.arange(len(t)) % 4 * 3) for k, t in hospitals.items()}
-    m = MergeTables(**QUICK, categories=['kind']).fit(odd, 'diagnosis')
+    m = MergeTables(**QUICK, kinds=dict(kind='category')).fit(odd, 'diagnosis')
     assert m.schema_.columns['kind'].levels == [0, 3, 6, 9] and set(m.synthetic_.kind) <= {0, 3, 6, 9}
 
 
@@ -236,7 +353,7 @@ def test_inputs_are_left_alone(hospitals):
 
 
 def test_sklearn_conventions(hospitals, merged):
-    m = MergeTables(rows=30, risk=CVaR(.3), categories=('a',))
+    m = MergeTables(rows=30, risk=CVaR(.3), accept=('a',))
     assert clone(m).get_params() == m.get_params() and m.set_params(rows=31).rows == 31
     assert repr(MergeTables(rows=30)) == 'MergeTables(rows=30)'
     assert merged.get_feature_names_out().tolist() == list(merged.schema_.columns) == list(merged.transform(hospitals['east']))
@@ -250,26 +367,13 @@ def test_in_a_pipeline_with_a_column_transformer(hospitals, merged):
     s = merged.synthetic_
     p = make_pipeline(FrozenEstimator(merged), encode, default_models()['boosting']).fit(s, s.diagnosis)
     for t in hospitals.values(): assert p.predict_proba(t.drop(columns='diagnosis')).shape == (len(t), 2)
-    assert roc(p, hospitals['north']) > .8
-
-
-def roc(p, t): return site_metrics((t.diagnosis == 'malignant').astype(int), p.predict_proba(t)[:, 1])['auroc']
+    assert roc_auc_score(hospitals['north'].diagnosis == 'malignant', p.predict_proba(hospitals['north'])[:, 1]) > .8
 
 
 def test_transform_of_what_was_never_seen(merged):
     t = merged.transform(pd.DataFrame({'size': ['huge', 'small', None], 'mean texture': [1, 2, np.nan], 'other': 0}, index=[5, 6, 7]))
     assert t.index.tolist() == [5, 6, 7] and t['size'].isna().tolist() == [True, False, True] and 'other' not in t and t['worst texture'].isna().all()
     with pytest.raises(ValueError, match="'mean texture': got text such as 'high'"): merged.transform(pd.DataFrame({'mean texture': ['high']}))
-
-
-def test_sample(merged):
-    assert merged.sample().equals(merged.synthetic_) and len(merged.sample(7)) == 7 and not merged.sample(7).duplicated().any()
-    assert merged.sample(7, seed=1).equals(merged.sample(7, seed=1)) and not merged.sample(7, seed=1).equals(merged.sample(7))
-    mine = merged.sample()
-    mine.loc[0, 'mean texture'] = 99.
-    assert merged.synthetic_['mean texture'].max() < 99
-    for n in (0, 41):
-        with pytest.raises(ValueError, match='expected 1 to 40'): merged.sample(n)
 
 
 def test_a_list_of_tables_and_a_single_one(hospitals):
@@ -298,6 +402,7 @@ BAD = {
     'one class': (lambda t: change(t, diagnosis='benign'), "table 'south', column 'diagnosis': has one class only"),
     'no class': (lambda t: change(t, diagnosis=None), "table 'south', column 'diagnosis': has one class only .all missing"),
     'three classes': (lambda t: {k: v.assign(diagnosis=np.arange(len(v)) % 3) for k, v in t.items()}, 'has 3 different values, expected two'),
+    'regression': (lambda t: {k: v.assign(diagnosis=np.arange(len(v)) / 7) for k, v in t.items()}, 'different numbers are a regression target; merge needs two classes'),
     'other target values': (lambda t: change(t, diagnosis=lambda v: v.diagnosis.str.upper()), "table 'south' has the values"),
     'text for numbers': (lambda t: change(t, **{'mean texture': 'x'}), "'mean texture': numbers in table 'north' and text such as 'x' in table 'south'"),
     'truth values for text': (lambda t: change(t, size=True), "'size': truth values in table 'south' and text such as '.*' in table 'north'"),
@@ -312,7 +417,7 @@ BAD = {
     'none': (lambda t: {}, 'tables: got none'),
     'a frame': (lambda t: t['south'], 'tables: got DataFrame'),
     'only the target': (lambda t: {'a': t['south'][['diagnosis']]}, 'no column beside the target'),
-    'mostly holes': (lambda t: {'a': t['south'][['diagnosis']].assign(x=lambda v: np.where(v.index < 20, v.index, np.nan))}, "table 'a': no column is filled"),
+    'mostly holes': (lambda t: {'a': t['south'][['diagnosis']].assign(x=lambda v: np.where(v.index < 20, v.index / 7, np.nan))}, "table 'a': no column is filled"),
 }
 
 
@@ -323,170 +428,57 @@ def test_bad_tables(hospitals, case):
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('name, value', dict(rows=1, steps=-1, borrow=1, realism=-1., lr=0, harden=2, batch=1, present=0, drop=1., choose=-1).items())
+@pytest.mark.parametrize('name, value', dict(rows=1, steps=-1, borrow=1, realism=-1., lr=0, harden=2, batch=1, present=0, hide=1., choose=-1).items())
 def test_bad_settings(hospitals, name, value):
     with pytest.raises(ValueError, match=f'^{name}: got {value}'): MergeTables(**{**QUICK, name: value}).fit(hospitals, 'diagnosis')
 
 
-def test_bad_risk_and_categories(hospitals):
+def test_bad_risk_and_names(hospitals):
     for risk in ('nonsense', 'cvar(2)', 'groupdro'):
         with pytest.raises(ValueError): MergeTables(**QUICK, risk=risk).fit(hospitals, 'diagnosis')
-    with pytest.raises(ValueError, match="categories: no table has a column 'x'"): MergeTables(**QUICK, categories=['x']).fit(hospitals, 'diagnosis')
+    with pytest.raises(ValueError, match="no table has a column 'x'"): MergeTables(**QUICK, kinds=dict(x='category')).fit(hospitals, 'diagnosis')
+
+
+# Questions: refused, and taken with `accept`
+
+def south(t, **columns): return dict(t, south=t['south'].assign(**columns))
+def order_of(v): return np.arange(len(v))
+
+QUESTIONS = {  # change, column or table to accept, what is said
+    'kPa beside mmHg': (lambda t: south({k: v.assign(bp=np.random.default_rng(0).normal(125, 9, len(v)).round()) for k, v in t.items()}, bp=lambda v: np.random.default_rng(1).normal(125, 9, len(v)).round() / 7.5), 'bp', 'the same unit'),
+    'another unit': (lambda t: south(t, **{'mean smoothness': lambda v: v['mean smoothness'] * 1000}), 'mean smoothness', "the median is .* in table 'north' and .* in table 'south': the same unit"),
+    '-999': (lambda t: south(t, **{'mean texture': lambda v: v['mean texture'].fillna(-999)}), 'mean texture', r'-999 in \d+ of \d+ rows .* --missing mean texture=-999'),
+    'zero as missing': (lambda t: south(t, weight=lambda v: np.where(order_of(v) % 9, 60. + order_of(v) % 37, 0)), 'weight', 'missing'),
+    'patient numbers': (lambda t: south(t, nr=lambda v: 4711 + order_of(v)), 'nr', 'an identifier'),
+    'zip codes': (lambda t: south(t, zip=lambda v: 10000 + order_of(v) * 7919 % 80000 // 3), 'zip', 'postal code'),
+    'dates': (lambda t: south(t, visit=lambda v: [f'2024-0{1 + i % 9}-11' for i in order_of(v)]), 'visit', "dates such as 2024-01-11"),
+    'time to event': (lambda t: south(t, time=lambda v: 3 * (order_of(v) % 50)), 'time', 'known only after the outcome'),
+    'two spellings': (lambda t: dict(t, south=t['south'].rename(columns={'mean texture': 'Mean Texture '})), 'Mean Texture ', "'mean texture' of table 'north' and 'Mean Texture ' of table 'south': the same"),
+    'no shared column': (lambda t: dict(t, south=t['south'][['worst texture', 'worst compactness', 'diagnosis']]), 'south', 'shares no column'),
+    'four rows': (lambda t: dict(t, south=t['south'].groupby('diagnosis').head(2)), 'south', '4 rows, 2 of the rarer class, are too few'),
+    'two ill': (lambda t: dict(t, south=t['south'][(t['south'].diagnosis == 'benign') | (t['south'].diagnosis == 'malignant').cumsum().le(2)]), 'south', '2 of the rarer class'),
+}
+
+
+@pytest.mark.parametrize('case', QUESTIONS)
+def test_questions(hospitals, case):
+    change, name, text = QUESTIONS[case]
+    with pytest.raises(ValueError, match=text) as e: union_schema(change(hospitals), 'diagnosis')
+    assert f"--accept '{name}'" in str(e.value) and '\n' not in str(e.value) and len(str(e.value)) <= 300
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert len(union_schema(change(hospitals), 'diagnosis', accept=[name]).columns)
+
+
+def test_too_many_columns(hospitals):
+    wide = {k: pd.concat([t, pd.DataFrame(np.zeros((len(t), 5000)), columns=[f'c{i}' for i in range(5000)])], axis=1) for k, t in hospitals.items()}
+    with pytest.raises(ValueError, match='have 5013 columns, expected at most 1000'): MergeTables(**QUICK).fit(wide, 'diagnosis')
 
 
 def test_what_only_warns(hospitals):
-    with pytest.warns(UserWarning, match="'mean smoothness': the median is .* are the units the same"): read_schema(change(hospitals, **{'mean smoothness': lambda v: v['mean smoothness'] * 1000}), 'diagnosis')
-    with pytest.warns(UserWarning, match="^column 'size': 'L.* in table 'south' and .* in table 'north'; are the codes the same"): read_schema(change(hospitals, size=lambda v: v['size'].str.upper()), 'diagnosis')
-    with pytest.warns(UserWarning, match="^table 'south', column 'mean symmetry': is constant .0.2. and can teach nothing there$"): read_schema(change(hospitals, **{'mean symmetry': .2}), 'diagnosis')
+    with pytest.warns(UserWarning, match="^column 'size': 'L.* in table 'south' and .* in table 'north'; are the codes the same"): union_schema(change(hospitals, size=lambda v: v['size'].str.upper()), 'diagnosis')
+    with pytest.warns(UserWarning, match="^table 'south', column 'mean symmetry': is constant .0.2. and can teach nothing there$"): union_schema(change(hospitals, **{'mean symmetry': .2}), 'diagnosis')
     with pytest.warns(UserWarning, match='3 rows without a target'): MergeTables(**QUICK).fit(change(hospitals, diagnosis=lambda v: v.diagnosis.where(v.index > 2)), 'diagnosis')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        read_schema(hospitals, 'diagnosis')
-
-
-# Comparison
-
-def test_every_method_predicts(hospitals):
-    models = dict(logistic=LogisticRegression(), boosting=default_models()['boosting'].set_params(max_iter=5))
-    rows = compare_once(hospitals, 'diagnosis', methods=METHODS, models=models, complete=three_hospitals(complete=True), rows=20, steps=3, choose=0)
-    found = {(r['method'], r['model'], r['site']) for r in rows}
-    assert found == {(m, k, s) for m in (*METHODS, 'nothing missing') for k in models for s in hospitals if (m, k) != ('native', 'logistic')}
-    out = compare_once(hospitals, 'diagnosis', held_out='east', methods=('mean', 'per site', 'merged, mean', 'intersection'), models=models, rows=20, steps=3, choose=0)
-    assert {r['site'] for r in out} == {'east'} and 'per site' not in {r['method'] for r in out} and all(r['n'] == len(hospitals['east']) for r in out)
-    assert {s['over'] for s in summarise_sites(rows)} == {'mean', 'worst'}
-    assert len(per_split(rows)) == 23 and paired_sites(rows, 'mean', 'mean', 'logistic')['difference'] == 0
-
-
-def test_test_rows_do_not_reach_the_training(hospitals):
-    "Other test rows, the same predictions for those that stay."
-    train, test = split_sites(hospitals, 'diagnosis', 0)
-    schema = read_schema(train, 'diagnosis')
-    for method in ('iterative', 'merged, cvar', 'own columns'):
-        p = prepare(method, train, schema, rows=20, **({} if method != 'merged, cvar' else dict(steps=3, choose=0)))
-        whole, part = (site_probabilities(p, LogisticRegression(), 'east', t, schema, train['east']) for t in (test['east'], test['east'].iloc[:9]))
-        np.testing.assert_allclose(whole[:9], part, rtol=1e-9)
-    for a, b in zip(train.values(), test.values()): assert not len(a.merge(b))
-
-
-def test_metrics():
-    m = site_metrics([0, 0, 1, 1], [.1, .4, .35, .8])
-    assert m['auroc'] == .75 and abs(m['brier'] - np.mean([.01, .16, .4225, .04])) < 1e-12
-    assert site_metrics([0, 1] * 50, [.5] * 100)['ece'] < 1e-9 and abs(site_metrics([0, 1] * 50, [1.] * 100)['ece'] - .5) < 1e-9
-    g = by_group([1, 0, 1, 1], [.9, .1, .2, .8], ['a', 'a', 'b', None])
-    assert g == {'a': dict(n=2, n_positive=1, auroc=1., tpr=1., fpr=0.), 'b': dict(n=1, n_positive=1, auroc=None, tpr=0., fpr=None)}
-
-
-def test_privacy_report_finds_copies(hospitals, merged):
-    a, b = split_sites(hospitals, 'diagnosis', 0, test=.5)
-    for t, expected in (a, 1.), (b, 0.):
-        copy = pd.concat([v.sample(30, random_state=0) for v in t.values()])
-        r = privacy_report(copy, merged.codec_, a, b)
-        assert r['closer_to_member'] == expected and (r['copies'] > 80, r['copies_of_holdout'] > 80) == (expected == 1, expected == 0) and (r['membership_auc'] > .5) == (expected == 1)
-
-
-# Files and the command
-
-@pytest.fixture
-def command(tmp_path, hospitals):
-    parser = argparse.ArgumentParser()
-    add_command(parser.add_subparsers())
-    for k, t in hospitals.items(): t.to_csv(tmp_path/f'{k}.csv', index=False)
-    def call(*extra, files=('north', 'east', 'south'), out='out.csv'):
-        a = parser.parse_args(['merge', *[str(tmp_path/f'{k}.csv') for k in files], '--target', 'diagnosis', '--rows', '12', '--steps', '2', '-o', str(tmp_path/out), *extra])
-        assert a.do is do_merge
-        a.do(a)
-    return call
-
-
-def test_command(command, tmp_path, capsys):
-    with pytest.warns(UserWarning, match='not for clinical use'): command()
-    t = pd.read_csv(tmp_path/'out.csv')
-    assert t.shape == (12, 14) and set(t.diagnosis) == {'benign', 'malignant'} and 'malignant' in capsys.readouterr().out
-    first = (tmp_path/'out.csv').read_bytes()
-    with pytest.raises(ValueError, match='exists already; --force'): command()
-    with pytest.warns(UserWarning): command('--force')
-    assert (tmp_path/'out.csv').read_bytes() == first
-    with pytest.warns(UserWarning): command('--force', '--seed', '1', '--risk', 'mean')
-    assert (tmp_path/'out.csv').read_bytes() != first
-
-
-@pytest.mark.parametrize('extra, keywords, text', [
-    ((), dict(out='north.csv'), 'is one of the tables'), ((), dict(out='out.parquet'), 'expected the name of a .csv'), (('--risk', 'x'), {}, 'risk'), ((), dict(files=('north', 'north')), 'given twice'),
-    (('--categories', 'nope'), {}, "no table has a column 'nope'"), (('--device', 'cuda:99'), {}, 'cuda:99'), (('--rows', '0'), {}, 'rows: got 0')])
-def test_command_refuses(command, tmp_path, extra, keywords, text):
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(ValueError, match=text): command(*extra, **keywords)
-    assert sorted(tmp_path.iterdir()) == before
-
-
-WRONG = {
-    'no target': (lambda t: t.rename(columns=dict(diagnosis='result')), "table 'south': has no target column 'diagnosis'"),
-    'one class': (lambda t: t.assign(diagnosis='benign'), "table 'south', column 'diagnosis': has one class only"),
-    'other codes of the target': (lambda t: t.assign(diagnosis=np.arange(len(t)) % 2), "column 'diagnosis': table 'south' has the values [0, 1]"),
-    'type': (lambda t: t.assign(**{'mean texture': 'coarse'}), "column 'mean texture': numbers in table 'north' and text such as 'coarse' in table 'south'"),
-    'codes': (lambda t: t.assign(**{'worst texture': t['worst texture'].astype(object).where(t.index != 3, 'n.d.')}), "table 'south', column 'worst texture': 99% of the entries are numbers, but not 'n.d.'"),
-    'nothing there': (lambda t: t.assign(**{c: np.nan for c in t if c != 'diagnosis'}), "table 'south': no column is filled"),
-}
-SUSPICIOUS = {
-    'unit': (lambda t: t.assign(**{'mean smoothness': 1000 * t['mean smoothness']}), "column 'mean smoothness': the median is 0.09462 in table 'north' and 98.175 in table 'south'; are the units the same?"),
-    'constant': (lambda t: t.assign(ward=7), "table 'south', column 'ward': is constant (7)"),
-    'all missing': (lambda t: t.assign(**{'mean smoothness': np.nan}), "table 'south', column 'mean smoothness': has no value"),
-}
-
-
-@pytest.mark.parametrize('case', [*WRONG, *SUSPICIOUS])
-def test_bad_files_get_one_line(tmp_path, hospitals, capsys, monkeypatch, case):
-    "What is wrong is refused, with exit code 2 and nothing written; what is suspicious is said, and merged all the same."
-    monkeypatch.setattr(warnings, 'showwarning', warnings.showwarning)              # main sets it
-    change, line = {**WRONG, **SUSPICIOUS}[case]
-    for k, t in hospitals.items(): (change(t) if k == 'south' else t).to_csv(tmp_path/f'{k}.csv', index=False)
-    code = main(['merge', *(str(tmp_path/f'{k}.csv') for k in hospitals), '--target', 'diagnosis', '--rows', '12', '--steps', '1', '-o', str(tmp_path/'out.csv')])
-    said = [l for l in capsys.readouterr().err.splitlines() if l.startswith('rdd-nb: ')]
-    assert code == (2 if case in WRONG else 0) and (tmp_path/'out.csv').exists() == (case in SUSPICIOUS)
-    assert said[-1].startswith(f'rdd-nb: {line}') if case in WRONG else said[0].startswith(f'rdd-nb: note: {line}')
-    assert case == 'nothing there' or len(said) == (1 if case in WRONG else 2)     # the second one is the clinical warning
-
-
-def test_missing_file(command):
-    with pytest.raises(FileNotFoundError, match='nowhere.csv: there is no such file'): command(files=('nowhere', 'north'))
-
-
-@pytest.mark.parametrize('content, text', [(b'', 'not a table'), (b'a,a\n1,2\n', "'a' occurs twice"), (b'a,b\n', 'has no rows'), (b'a,b\n1,2,3\n4,5,6,7\n', 'not a table'), (b'\xff\xfe\x00', 'not a table'), (b'1,2\n3,4\n', "a column is called '1'")])
-def test_files_that_are_no_tables(tmp_path, content, text):
-    (tmp_path/'t.csv').write_bytes(content)
-    with pytest.raises(ValueError, match=text) as e: read_table(tmp_path/'t.csv')
-    assert str(e.value).startswith(str(tmp_path/'t.csv')) and '\n' not in str(e.value)
-
-
-def test_read_table(tmp_path):
-    (tmp_path/'t.csv').write_bytes('\ufeffage, sex\n?,f\n3,\n'.encode())
-    t = read_table(tmp_path/'t.csv')
-    assert list(t) == ['age', 'sex'] and t.isna().sum().tolist() == [1, 1] and t.age.dtype == float
-
-
-def test_hospitals():
-    a, b = three_hospitals(1), three_hospitals(2)
-    assert not a['north'].equals(b['north']) and sum(map(len, b.values())) == 569
-    for k, t in three_hospitals(1, complete=True).items():
-        pd.testing.assert_frame_equal(t[a[k].columns].where(a[k].notna()), a[k], check_dtype=False)
-    assert as_tables(a) == a and columns_of(a['south'], read_schema(a, 'diagnosis')) == ['mean texture', 'mean smoothness', 'mean symmetry', 'size', 'worst symmetry', 'worst texture', 'worst compactness']
-
-
-@pytest.mark.skipif('RDD_NB_DATA' not in os.environ, reason='RDD_NB_DATA does not name a folder with data')
-def test_real_tables():
-    heart = load_heart()
-    assert {k: (t.disease == 'yes').sum() for k, t in heart.items()} == dict(cleveland=139, hungarian=106, switzerland=115, va=149)
-    assert heart['switzerland'].chol.isna().all() and (heart['va'].chol.dropna() > 0).all()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        for tables, target in (heart, 'disease'), (load_hepatitis_ilpd(), 'severe'), (load_diabetes(), 'diabetes'):
-            s = MergeTables(**QUICK).fit(tables, target).synthetic_
-            assert not s.isna().any().any() and set(s[target]) == {'no', 'yes'}
-    assert set(load_hepatitis_ilpd()['hepatitis']) & set(load_hepatitis_ilpd()['ilpd']) == {'age', 'sex', 'bilirubin', 'alk_phosphate', 'sgot', 'albumin', 'severe'}
-
-
-def test_loaders_say_what_they_lack(tmp_path, monkeypatch):
-    monkeypatch.delenv('RDD_NB_DATA', raising=False)
-    for load in (load_heart, load_hepatitis_ilpd, load_diabetes):
-        with pytest.raises(FileNotFoundError, match='RDD_NB_DATA'): load()
-        with pytest.raises(FileNotFoundError, match='nor in its folder'): load(tmp_path)
+        union_schema(hospitals, 'diagnosis')
