@@ -12,14 +12,14 @@ from types import ModuleType, SimpleNamespace
 from typing import Literal
 from fastcore.meta import delegates
 
-# %% ../nbs/78_commands.ipynb #14b4e7fb
+# %% ../nbs/78_commands.ipynb #b29736fe
 def _data(
     name,
-    shift: str | None = None,       # hidden minority to plant, or none (if not given: minority for digits, none for other data)
-    share: float | None = None,     # share of each class that becomes the minority (if not given: 0.1)
-    data_seed: int | None = None,   # redraws the split and the minority
-    root: str | None = None,        # folder with data on disk (if not given: the environment variable RDD_NB_DATA)
-    download: bool = False,         # let torchvision download what is missing
+    shift: str | None = None, # hidden minority to plant, or none (if not given: minority for digits, else none)
+    share: float | None = None, # share of each class that becomes the minority (if not given: 0.1)
+    data_seed: int | None = None, # redraws the split and the minority
+    root: str | None = None, # folder with data on disk (if not given: the environment variable RDD_NB_DATA)
+    download: bool = False, # let torchvision download what is missing
 ):
     "Splits, and how they were loaded."
     from rdd_nb.data import load_data
@@ -32,41 +32,42 @@ def _folder(out, otherwise=None):
     if out == '': raise ValueError("--out '': expected the name of a folder")
     return Path(otherwise if out is None else out)
 
+# %% ../nbs/78_commands.ipynb #4ffea8fd
 def settings_of(pairs) -> dict:
     "`NAME=VALUE` texts as settings of a method; a value that is no Python number, list or None stays a text."
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition('=')
-        if not (equals and name): raise ValueError(f'--set {pair[:60]}: expected NAME=VALUE, such as --set network.width=32')
+        if not (equals and name): raise ValueError(f'--set {pair[:60]}: expected NAME=VALUE, such as network.width=32')
         try: found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): found[name] = value
     return found
 
-# %% ../nbs/78_commands.ipynb #a3f7761e
+# %% ../nbs/78_commands.ipynb #79e01488
 def use_parts(files) -> dict: # the names that they define
-    "Run Python files, so that the parts they define are known. Raises `ValueError` in one line that says where a file fails."
+    "Run Python files, so that the parts they define are known. Raises `ValueError` that says where a file fails."
     found = {}
     for file in map(Path, files):
         if not file.is_file(): raise FileNotFoundError(f'--parts {file}: there is no such file')
         module = ModuleType(file.stem)
         try: exec(compile(file.read_bytes(), str(file), 'exec'), vars(module))
         except (Exception, SystemExit) as e:
-            lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(file)]
-            raise ValueError(f'--parts {file}: {type(e).__name__}: {e}' + f' (line {lines[-1]})' * bool(lines)) from None
+            lines = [f' (line {f.lineno})' for f in traceback.extract_tb(e.__traceback__) if f.filename == str(file)]
+            raise ValueError(f'--parts {file}: {type(e).__name__}: {e}{lines[-1] if lines else ""}') from None
         found |= vars(module)
     return found
 
-# %% ../nbs/78_commands.ipynb #4bfb0a3d
+# %% ../nbs/78_commands.ipynb #1d6c260d
 @delegates(_data)
 def _changed(
     method,
-    risk: str | None = None,        # risk measure, such as 'cvar(0.2)'; at network or target also 'twolevel(cvar(0.5), max)'
+    risk: str | None = None, # risk measure, such as 'cvar(0.2)' or 'twolevel(cvar(0.5), max)'
     risk_at: Literal['network', 'target', 'distance'] | None = None, # where the risk acts
-    clustering: str | None = None,  # what the risk looks at, such as 'kmeans(4, errors)'; 'groups' are the true ones
-    start: str | None = None,       # real images to start from, such as 'kcenter'
-    steps: int | None = None,       # updates of the synthetic images
-    lr: float | None = None,        # step size on normalised images
-    set: list = (),                 # NAME=VALUE, any setting of the method, such as network.width=32; may be repeated
+    clustering: str | None = None, # what the risk looks at, such as 'kmeans(4, errors)'; 'groups' are the true ones
+    start: str | None = None, # real images to start from, such as 'kcenter'
+    steps: int | None = None, # updates of the synthetic images
+    lr: float | None = None, # step size on normalised images
+    set: list = (), # NAME=VALUE, any setting of the method, such as network.width=32; may be repeated
     **kwargs,
 ): # method, its label, other options
     from rdd_nb.sweep import settle
@@ -74,17 +75,18 @@ def _changed(
     changes = {k: v for k, v in changes.items() if v is not None} | settings_of(set)
     return settle(method, changes), ', '.join([method, *(f'{k}={v}' for k, v in changes.items())]), kwargs
 
+# %% ../nbs/78_commands.ipynb #9ea8644d
 @delegates(_changed)
 def distill(
-    data: str,                      # digits, mnist, ..., a folder of images (one subfolder per class), or an .npz file with x and y
-    method: str = 'rdd-distance',   # one of `rdd-nb methods`
-    ipc: int = 10,                  # images per class
-    seed: int = 0,                  # of the distillation
-    out: str | None = None,         # run folder (if not given: runs/DATA-METHOD-ipcN-seedK)
-    resume: bool = False,           # continue a run that was stopped
-    parts: list = (),               # Python file with your own parts, which is run; may be repeated
-    trust: bool = False,            # let decoder files run their code (a .pt2 file can execute anything)
-    device: str | None = None,      # cpu, cuda, cuda:1, ... (if not given: a GPU if there is one)
+    data: str, # digits, mnist, ..., a folder of images (a subfolder per class), or an .npz file with x and y
+    method: str = 'rdd-distance', # one of `rdd-nb methods`
+    ipc: int = 10, # images per class
+    seed: int = 0, # of the distillation
+    out: str | None = None, # run folder (if not given: runs/DATA-METHOD-ipcN-seedK)
+    resume: bool = False, # continue a run that was stopped
+    parts: list = (), # Python file with your own parts, which is run; may be repeated
+    trust: bool = False, # let decoder files run their code (a .pt2 file can execute anything)
+    device: str | None = None, # cpu, cuda, cuda:1, ... (if not given: a GPU if there is one)
     **kwargs,
 ):
     "Distil one data set with one method and one seed."
@@ -93,47 +95,46 @@ def distill(
     changed, label, where = _changed(method, **kwargs)
     return _distill(_data(data, **where), changed, label, ipc, seed, device, out, resume, trust)
 
-# %% ../nbs/78_commands.ipynb #568f7dff
+# %% ../nbs/78_commands.ipynb #9b5a0b9f
 def _distill(loaded, method, label, ipc, seed, device, out, resume, trust):
     from rdd_nb.compare import trusting
     from rdd_nb.distill import distill
-    splits, source = loaded
-    with trusting(trust): s = distill(splits.train, method, ipc, seed, device, out, resume, source=source, label=label)
+    (splits, source), options = loaded, dict(device=device, out=out, resume=resume, label=label)
+    with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, **options)
     p = s.provenance
     print(f'{len(s)} synthetic images in {out}/synthetic.safetensors ({p["steps"]} steps, {p["seconds"]:.0f} s); '
           f'next: rdd-nb evaluate {out}')
     return s
 
-# %% ../nbs/78_commands.ipynb #b15e465c
+# %% ../nbs/78_commands.ipynb #baf7f7c2
 @delegates(_data)
 def evaluate(
-    run: list,                      # run folders, .safetensors files, or distilled sets of others (.pt, .npz; with --data)
-    data: str | None = None,        # the data to test on (if not given: what the run says)
+    run: list, # run folders, .safetensors files, or distilled sets of others (.pt, .npz; with --data)
+    data: str | None = None, # the data to test on (if not given: what the run says)
     on: Literal['test', 'val'] = 'test', # choose settings on val, then look at test once
-    model: str = 'convnet',         # architecture
-    epochs: int = 200,              # of every network
-    networks: int = 2,              # networks per synthetic set
-    augment: str = '',              # augmentation while training, such as 'crop scale rotate'
+    model: str = 'convnet', # architecture
+    epochs: int = 200, # of every network
+    networks: int = 2, # networks per synthetic set
+    augment: str = '', # augmentation while training, such as 'crop scale rotate'
     precision: Literal['float32', 'bfloat16'] = 'float32', # of the training; bfloat16 is faster if the processor has it
-    protocol: str | None = None,    # a published recipe instead: dc, dsa, dm, mtt
-    corruptions: str | None = None, # damaged test images as well: 'reference', 'common' or names such as 'noise-3 blur-3'
-    metrics: list = (),             # a function f(y, prediction, group) of a file of --parts; may be repeated
-    parts: list = (),               # Python file with your own parts and metrics, which is run; may be repeated
-    jobs: int = 1,                  # processes for the networks, on a CPU
-    device: str | None = None,      # cpu, cuda, cuda:1, ... (if not given: a GPU if there is one)
+    protocol: str | None = None, # a published recipe instead: dc, dsa, dm, mtt
+    corruptions: str | None = None, # damaged test images as well: 'reference', 'common' or 'noise-3 blur-3'
+    metrics: list = (), # a function f(y, prediction, group) of a file of --parts; may be repeated
+    parts: list = (), # Python file with your own parts and metrics, which is run; may be repeated
+    jobs: int = 1, # processes for the networks, on a CPU
+    device: str | None = None, # cpu, cuda, cuda:1, ... (if not given: a GPU if there is one)
     **kwargs,
 ):
     "Train networks on synthetic sets and test them per group."
-    more = dict(protocol=protocol, metrics=_functions(use_parts(parts), metrics))
+    options = dict(protocol=protocol, metrics=_functions(use_parts(parts), metrics), corruptions=corruptions)
     recipe = _recipe(networks, jobs, model=model, epochs=epochs, augment=augment, precision=precision)
     found = [_opened(Path(r), data, kwargs) for r in run]
-    options = dict(device=device, corruptions=corruptions, jobs=min(jobs, networks)) | {k: v for k, v in more.items() if v}
-    return [_evaluate(*f, on, recipe, networks, **options) for f in found]
+    return [_evaluate(*f, on, recipe, networks, device, jobs, {k: v for k, v in options.items() if v}) for f in found]
 
-# %% ../nbs/78_commands.ipynb #1611d6be
+# %% ../nbs/78_commands.ipynb #c903dc56
 def _functions(defined, names):
     for n in names:
-        if not callable(defined.get(n)): raise ValueError(f'--metrics {n}: expected a function that a file of --parts defines')
+        if not callable(defined.get(n)): raise ValueError(f'--metrics {n}: expected a function in a file of --parts')
     return {n: defined[n] for n in names}
 
 def _recipe(networks, jobs, epochs, **recipe):
@@ -147,35 +148,40 @@ def _opened(run, data, where):
     from rdd_nb.core import read_json
     from rdd_nb.foreign import CONSTANTS, read
     if run.is_dir() and (run/'report.json').exists() and 'asked' in read_json(run/'report.json'):
-        raise ValueError(f'{run} belongs to a comparison, which has evaluated it; copy the folder to evaluate it in another way')
+        raise ValueError(f'{run} belongs to a comparison, which has evaluated it; copy the folder to evaluate it again')
     s = read(run/'synthetic.safetensors' if run.is_dir() else run, data if data in CONSTANTS else None)
-    said = s.provenance.get('source')
-    asked = (said if isinstance(said, dict) else {}) | (dict(name=data) if data else {}) | {k: v for k, v in where.items() if v is not None}
-    if not isinstance(asked.get('name'), str): raise ValueError(f'{run} does not say which data it was made from; pass --data')
+    asked, given = s.provenance.get('source'), {k: v for k, v in (where | dict(name=data)).items() if v is not None}
+    asked = (asked if isinstance(asked, dict) else {}) | given
+    if not isinstance(asked.get('name'), str): raise ValueError(f'{run} does not say what data it is from; pass --data')
     return run, s, *_data(**asked)
 
-# %% ../nbs/78_commands.ipynb #a4ed3993
-def _evaluate(run, s, splits, source, on, training, networks, device, **options):
+# %% ../nbs/78_commands.ipynb #fad98e3f
+def _evaluate(run, s, splits, source, on, training, networks, device, jobs, options):
     from rdd_nb.core import pick_device, versions, write_json
     from rdd_nb.evaluation import evaluate, fit_clusters, reference_clusters, summarise
     test, made = getattr(splits, on), s.provenance
     clusters = dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
-    row = evaluate(s, test, training, networks, made.get('seed', 0), clusters, device, population=splits.train, **options)
+    options |= dict(population=splits.train, jobs=min(jobs, networks))
+    row = evaluate(s, test, training, networks, made.get('seed', 0), clusters, device, **options)
     row = dict(method=made.get('method', run.stem)) | row | {k: made.get(k) for k in ('seconds', 'peak_mb', 'steps')}
     config = dict(source=source, on=on, training=row['training'], networks=networks, device=str(pick_device(device)),
                   versions=versions(), test_hash=test.hash())
     report = dict(config=config, rows=[row], summary=summarise([row]), paired=[])
     write_json(run/'report.json' if run.is_dir() else run.with_suffix('.report.json'), report)
+    _say(run, row)
+    return row
+
+# %% ../nbs/78_commands.ipynb #d20c5da2
+def _say(run, row):
     groups, worst = ', '.join(f'{g} {v:.3f}' for g, v in row['group_accuracy'].items()), row['worst_class_group']
     print(f'{run}: accuracy {row["accuracy"]:.3f} ({groups}); worst class and group {worst["name"]} '
           f'{row["worst_class_group_accuracy"]:.3f}, n = {worst["n"]}')
     for name, c in row.get('corruptions', {}).items(): print(f'  {name:26} {c["accuracy"]:.3f}')
-    return row
 
-# %% ../nbs/78_commands.ipynb #aea8e4fa
+# %% ../nbs/78_commands.ipynb #9454fb73
 def report(
-    folder: list,                   # a comparison folder, or several run folders
-    out: str | None = None,         # folder for report.md and report.html (if not given: the folder itself; needed for several)
+    folder: list, # a comparison folder, or several run folders
+    out: str | None = None, # folder for report.md and report.html (if not given: the folder; needed for several)
 ):
     "Render a report from evaluated runs."
     from rdd_nb.report import write_report
@@ -191,57 +197,62 @@ def _training_data(folder):
         return _data(**{k: asked[k] for k in ('name', 'shift', 'share', 'data_seed')})[0].train
     except (KeyError, TypeError, AttributeError, ValueError, OSError): return None
 
-# %% ../nbs/78_commands.ipynb #251edcfb
+# %% ../nbs/78_commands.ipynb #df2dbb84
 DEMO = ('random', 'k-center', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full')
 
 def demo(
-    out: str = 'rdd-demo',          # folder for runs and report
-    seeds: int = 3,                 # distillation seeds
-    ipc: int = 10,                  # images per class
-    steps: int | None = None,       # steps of every distillation (if not given: as each method has it)
-    epochs: int = 200,              # of every evaluation network
-    networks: int = 2,              # evaluation networks per synthetic set
-    jobs: int | None = None,        # processes (if not given: one per core)
-    resume: bool = False,           # finish a demo that was stopped
-    device: str = 'cpu',            # these networks are too small for a GPU
+    out: str = 'rdd-demo', # folder for runs and report
+    seeds: int = 3, # distillation seeds
+    ipc: int = 10, # images per class
+    steps: int | None = None, # steps of every distillation (if not given: as each method has it)
+    epochs: int = 200, # of every evaluation network
+    networks: int = 2, # evaluation networks per synthetic set
+    jobs: int | None = None, # processes (if not given: one per core)
+    resume: bool = False, # finish a demo that was stopped
+    device: str = 'cpu', # these networks are too small for a GPU
     command: str | None = None,
 ):
     "Compare nine methods on handwritten digits and write a report."
     from rdd_nb.parts import whole
     seeds, out, recipe = range(whole('--seeds', seeds, 1, 1000)), _folder(out), _recipe(networks, jobs or 1, epochs)
     splits, source = _data('digits', 'minority')
-    share = (splits.train.group == 1).float().mean()
-    print(f'digits: {len(splits.train)} training images; in every class {share:.0%} of them are inverted and transposed, '
-          f'and no method is told which.\n{len(DEMO)} methods x {len(seeds)} seeds, {ipc} images per class:')
-    return _demo(splits, steps, seeds, out, ipc, recipe, networks, device=device, jobs=jobs, resume=resume, source=source,
-                 command=command)
+    options = dict(device=device, jobs=jobs, resume=resume, source=source, command=command)
+    return _demo(splits, steps, seeds, out, ipc, recipe, networks, **options)
 
-# %% ../nbs/78_commands.ipynb #943e90a0
-def _demo(splits, steps, seeds, out, *args, **options):
+# %% ../nbs/78_commands.ipynb #e231bad4
+def _demo(splits, steps, seeds, out, ipc, *args, **options):
     from rdd_nb.compare import as_methods, compare
     from rdd_nb.distill import as_method
     from rdd_nb.report import write_report
-    methods = {k: as_method(m, steps=steps) if steps is not None and m and m.objective else m for k, m in as_methods(DEMO).items()}
-    found = compare(splits, methods, seeds, out, *args, **options)
+    share = (splits.train.group == 1).float().mean()
+    print(f'digits: {len(splits.train)} training images; in each class {share:.0%} of them are inverted and transposed, '
+          f'and no method is told which.\n{len(DEMO)} methods x {len(seeds)} seeds, {ipc} images per class:')
+    changes = {} if steps is None else dict(steps=steps)
+    methods = {k: as_method(m, **changes) if m and m.objective else m for k, m in as_methods(DEMO).items()}
+    found = compare(splits, methods, seeds, out, ipc, *args, **options)
+    _table(found)
+    print(f'\nLook at it: {write_report(out, data=splits.train)}')
+    return found
+
+# %% ../nbs/78_commands.ipynb #82437a5a
+def _table(found):
     groups = list(found['rows'][0]['group_accuracy'])
     print(f'\n{"method":14}' + ''.join(f'{g:>10}' for g in groups) + f'{"worst class and group":>24}')
     for s in found['summary']:
         shown = ''.join(f'{s["group_accuracy"][g]["mean"]:10.3f}' for g in groups)
         print(f'{s["method"]:14}{shown}{s["worst_class_group_accuracy"]["mean"]:24.3f}')
-    print(f'\nLook at it: {write_report(out, data=splits.train)}')
-    return found
 
-# %% ../nbs/78_commands.ipynb #92ea1caf
+# %% ../nbs/78_commands.ipynb #5914f36d
 @delegates(_data)
 def sweep(
-    grid: str,                      # a TOML file with [grid] and what else is to be set; see the notebook sweep
-    out: str | None = None,         # folder for runs and report (if not given: the name of the file with -sweep)
-    dry_run: bool = False,          # check everything, show what would be run, and stop
-    resume: bool = False,           # go on with what is in the folder; also if the grid has changed
-    jobs: int | None = None,        # processes (if not given: one per core)
-    parts: list = (),               # Python file with your own parts, which is run; may be repeated
-    trust: bool = False,            # let decoder files run their code (a .pt2 file can execute anything)
-    device: str | None = None,      # cpu, cuda, cuda:1, ... (if not given: a GPU if there is one)
+    grid: str, # a TOML file with [grid] and what else is to be set; see the notebook sweep
+    out: str | None = None, # folder for runs and report (if not given: the name of the file with -sweep)
+    dry_run: bool = False, # check everything, show what would be run, and stop
+    resume: bool = False, # go on with what is in the folder; also if the grid has changed
+    jobs: int | None = None, # processes (if not given: one per core)
+    parts: list = (), # Python file with your own parts, which is run; may be repeated
+    trust: bool = False, # let decoder files run their code (a .pt2 file can execute anything)
+    device: str | None = None, # cpu, cuda, cuda:1, ... (if not given: a GPU if there is one)
     command: str | None = None,
     **kwargs,
 ):
@@ -249,13 +260,13 @@ def sweep(
     from rdd_nb.sweep import check_plan, read_grid
     out, _ = _folder(out, Path(grid).with_suffix('').name + '-sweep'), use_parts(parts)
     todo = read_grid(grid)
-    splits, source = _data(**dict(name='digits') | todo.data | {k: v for k, v in kwargs.items() if v is not None})
+    splits, source = _data(**dict(name='digits') | todo.data | {k: v for k, v in kwargs.items() if v})
     check_plan(todo, splits, source, device, jobs)
     print(todo)
     options = dict(jobs=jobs, resume=resume, trust=trust, source=source, command=command)
     return todo if dry_run else _sweep(todo, out, splits, device, **options)
 
-# %% ../nbs/78_commands.ipynb #fe8085bd
+# %% ../nbs/78_commands.ipynb #f5d6644c
 def _sweep(todo, out, splits, device, **options):
     from rdd_nb.report import frame, read_comparison
     from rdd_nb.sweep import sweep
@@ -267,7 +278,7 @@ def _sweep(todo, out, splits, device, **options):
                          f'the same command with --resume tries them again')
     return found
 
-# %% ../nbs/78_commands.ipynb #1ef66737
+# %% ../nbs/78_commands.ipynb #68fa21be
 def methods():
     "List the named methods and their settings."
     from rdd_nb.distill import METHODS, Method
@@ -275,39 +286,40 @@ def methods():
     for name, m in METHODS.items():
         print(f'{name:15}' + ', '.join(f'{k}={v}' for k, v in m.describe().items() if v != plain[k]))
 
-# %% ../nbs/78_commands.ipynb #8e21e7cc
+# %% ../nbs/78_commands.ipynb #975898ec
 def merge(
-    table: list,                    # CSV files whose first line holds the names of the columns
+    table: list, # CSV files whose first line holds the names of the columns
     *,
-    target: str,                    # the column to predict, with the same two values in every table
-    out: str = 'merged.csv',        # the synthetic table
-    rows: int = 100,                # its number of rows
-    risk: str = 'cvar(tail=0.5)',   # over the sites' losses, such as mean or 'cvar(tail=0.3)'
-    borrow: float = .5,             # weight of the other sites' rows in a site's task
-    categories: str = '',           # number columns that are codes, separated by commas
-    missing: list = (),             # a text that stands for a missing value, beside '?', NA and nothing; may be repeated
-    steps: int = 200,               # updates of the synthetic rows
-    seed: int = 0,                  # of everything that is drawn
-    device: str = 'cpu',            # these tables are small
-    force: bool = False,            # overwrite the output if it exists
+    target: str, # the column to predict, with the same two values in every table
+    out: str = 'merged.csv', # the synthetic table
+    rows: int = 100, # its number of rows
+    risk: str = 'cvar(tail=0.5)', # over the sites' losses, such as mean or 'cvar(tail=0.3)'
+    borrow: float = .5, # weight of the other sites' rows in a site's task
+    categories: str = '', # number columns that are codes, separated by commas
+    missing: list = (), # a text that stands for a missing value, beside '?', NA and nothing; may be repeated
+    steps: int = 200, # updates of the synthetic rows
+    seed: int = 0, # of everything that is drawn
+    device: str = 'cpu', # these tables are small
+    force: bool = False, # overwrite the output if it exists
 ):
     "Make one small synthetic table from several with intersecting columns."
     asked = SimpleNamespace(**locals() | dict(missing=['?', *missing]))
     from rdd_nb.merge import do_merge
     return do_merge(asked)
 
+# %% ../nbs/78_commands.ipynb #24308823
 def pinn(
     *,
-    out: str,                       # folder for the result; must not exist yet
-    pde: str = 'burgers',           # heat, poisson, helmholtz, burgers or allen-cahn
-    points: int = 64,               # how many
-    labels: int = 0,                # how many of them carry a value of the solution
-    risk: str = 'cvar(tail=0.2)',   # over the conditions
-    objective: str = 'error',       # 'error' against the reference solver, or 'residual', which needs none
-    steps: int = 100,               # updates of the set
-    networks: int = 2,              # networks trained on each set
-    seed: int = 0,                  # of the distillation
-    device: str = 'cpu',            # of the distillation; these networks are small
+    out: str, # folder for the result; must not exist yet
+    pde: str = 'burgers', # heat, poisson, helmholtz, burgers or allen-cahn
+    points: int = 64, # how many
+    labels: int = 0, # how many of them carry a value of the solution
+    risk: str = 'cvar(tail=0.2)', # over the conditions
+    objective: str = 'error', # 'error' against the reference solver, or 'residual', which needs none
+    steps: int = 100, # updates of the set
+    networks: int = 2, # networks trained on each set
+    seed: int = 0, # of the distillation
+    device: str = 'cpu', # of the distillation; these networks are small
     command: str | None = None,
 ):
     "Distil collocation points for PINNs across boundary conditions."

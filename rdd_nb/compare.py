@@ -18,12 +18,13 @@ from tqdm.auto import tqdm
 from .core import atomic_write, pick_device, read_json, versions, write_json
 from .data import Splits
 from .distill import as_method, check_inputs, distill
-from .evaluation import Training, evaluate, fit_clusters, paired, recipe_differences, reference_clusters, summarise, train
+from .evaluation import Training, evaluate, fit_clusters, reference_clusters, train
+from .intervals import paired, recipe_differences, summarise
 from .metrics import NoiseWarning
 from .parts import one_of, shown, whole
 
 # %% ../nbs/62_compare.ipynb #dccc8c35
-FULL = {'full': None, 'full-risk': '0.5*mean + 0.5*cvar(tail=0.1)'}   # training on all real samples, and under which risk
+FULL = {'full': None, 'full-risk': '0.5*mean + 0.5*cvar(tail=0.1)'}   # training on all real samples, under which risk
 
 def trusting(trust):
     "A context in which decoders that are programs may be loaded, if `trust`."
@@ -39,19 +40,20 @@ def _material(splits, name, method, seed, out, ipc, training, device, source):
     s = distill(splits.train, method, ipc, seed, device, out, resume=True, progress=False, source=source, label=name)
     return s, training, {k: s.provenance[k] for k in ('seconds', 'peak_mb', 'steps')}
 
-# %% ../nbs/62_compare.ipynb #d1db024b
-def run_one(splits, name, method, seed, out, device=None, ipc=10, training=Training(), networks=2, on='test', source=None, trust=False):
-    "The row of one method (None: `name` is in `FULL`) and seed. One that exists for the same settings is read; another is replaced."
+# %% ../nbs/62_compare.ipynb #b4e277aa
+def run_one(splits, name, method, seed, out, device=None, ipc=10, training=Training(), networks=2, on='test',
+            source=None, trust=False):
+    "The row of one method (None: `name` is in `FULL`) and seed; one that exists for the same settings is read."
     test, device, path = getattr(splits, on), pick_device(device), Path(out)/'report.json'
     asked = dict(train=splits.train.hash(), test=test.hash(), ipc=ipc, training=training.describe(),
                  networks=networks, method=method.describe() if method else name)
     if path.exists() and (found := read_json(path)).get('asked') == asked: return found['rows'][0]
-    with trusting(trust): material, recipe, cost = _material(splits, name, method, seed, out, ipc, training, device, source)
+    with trusting(trust): made, recipe, cost = _material(splits, name, method, seed, out, ipc, training, device, source)
     clusters = dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
     population = None if splits.train.group is None else splits.train
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', NoiseWarning)      # each row keeps its notes, there is no need to print them for each
-        row = evaluate(material, test, recipe, networks, seed, clusters, device, population=population, progress=False)
+        warnings.simplefilter('ignore', NoiseWarning)      # each row keeps its notes
+        row = evaluate(made, test, recipe, networks, seed, clusters, device, population=population, progress=False)
     row = dict(method=name) | row | cost
     write_json(path, dict(asked=asked, versions=versions(), config=dict(device=str(device)), rows=[row],
                           summary=summarise([row]), paired=[]))
@@ -66,7 +68,8 @@ def _failure(run, error, text):
     "A failed run as an entry of the report; `error.txt` in its folder has the full text."
     path = Path(run['out'])/'error.txt'
     _begun(run).unlink(missing_ok=True)
-    with suppress(OSError): atomic_write(path, lambda p: p.write_text(text, encoding='utf-8'))   # the disk may be full
+    with suppress(OSError):                                   # the disk may be full
+        atomic_write(path, lambda p: p.write_text(text, encoding='utf-8'))
     return dict(method=run['name'], seed=run['seed'], error=error, file='/'.join(path.parts[-3:]))
 
 def _watch(parent):
@@ -102,11 +105,12 @@ def _finished(work, n, device, jobs):
     lazy = dict(return_as='generator_unordered') if backend.supports_return_generator else {}
     yield from joblib.Parallel(n_jobs=jobs, **lazy)(work)
 
+# %% ../nbs/62_compare.ipynb #df382d5e
 def run_all(
     splits: Splits,
-    runs: list,               # dicts with the arguments of `run_one` that differ: name, method, seed, out, and ipc if it does
+    runs: list, # dicts with the arguments of `run_one` that differ: name, method, seed, out, perhaps ipc
     device=None,
-    jobs: int | None = None,  # processes; None: one per core on a CPU, one on a GPU, or what `joblib.parallel_config` says
+    jobs: int | None = None, # processes; None: one per core on a CPU, one on a GPU, or as `joblib.parallel_config` says
     progress: bool = True,
     **shared,                 # the other arguments of `run_one`
 ) -> tuple: # (rows, failures), both in the order of the runs; a failure has method, seed, error and file
@@ -118,18 +122,19 @@ def run_all(
     rows = [found[i] for i in range(len(runs))]
     return [r for r in rows if 'error' not in r], [r for r in rows if 'error' in r]
 
-# %% ../nbs/62_compare.ipynb #39364e10
+# %% ../nbs/62_compare.ipynb #96c75498
 def _round(waiting, found, bar, jobs, splits, runs, device, shared):
-    "Add the rows of the runs `waiting` to `found`. If a process is lost, those in work have failed, and the rest needs another round."
-    waiting = sorted(waiting, key=lambda i: -(m.steps if (m := runs[i]['method']) else 1000))     # the longest first
+    "Add rows of the runs `waiting` to `found`. If a process is lost, those in work have failed, and the rest waits."
+    waiting = sorted(waiting, key=lambda i: -(m.steps if (m := runs[i]['method']) else 1000))   # the longest first
     work = (joblib.delayed(_attempt)(i, runs[i], splits, device, os.getpid(), shared) for i in waiting)
     try:
         for i, row in _finished(work, len(waiting), device, jobs): found[i] = row; bar.update()
     except BrokenProcessPool:
         waiting = [i for i in waiting if i not in found]
-        found |= {i: _failure(runs[i], LOST, LOST) for i in [i for i in waiting if _begun(runs[i]).exists()] or waiting}
+        lost = [i for i in waiting if _begun(runs[i]).exists()] or waiting
+        found |= {i: _failure(runs[i], LOST, LOST) for i in lost}
 
-# %% ../nbs/62_compare.ipynb #8395a854
+# %% ../nbs/62_compare.ipynb #41360c98
 def check_all(splits, methods, ipcs, training, networks, on, jobs=None):
     "Raise `ValueError` in one line for settings of a comparison that cannot work on these data."
     if jobs is not None: whole('jobs', jobs)
@@ -152,33 +157,37 @@ def slug(name) -> str: # without slashes, spaces or leading dots
     return plain if plain == name else f'{plain or "method"}-{digits_of(name)}'
 
 # %% ../nbs/62_compare.ipynb #205a73c4
-def claim(
-    out,            # folder
-    config: dict,   # what the comparison is made with
-    resume: bool,   # whether it may have been begun before
-    fixed: tuple,   # keys that must agree with what was there before
-):
-    "Take a folder for a comparison, with `config` in its `config.json`. Raises `ValueError` if it holds something else."
-    if not str(out): raise ValueError("out='': expected the name of a folder")
-    out = Path(out)
-    if (out/'config.json').exists():
-        found = read_json(out/'config.json')
-        if not isinstance(found, dict) or not set(fixed) <= set(found):
-            raise ValueError(f'{out}/config.json is not that of a comparison of rdd_nb; choose another folder')
-        other = [k for k in fixed if not _agree(found[k], config[k])]
-        if other: raise ValueError(f'{out} holds a comparison with another {other[0]}; choose another folder')
-        if not resume: raise ValueError(f'{out} already holds this comparison; pass resume=True (--resume) to finish or '
-                                        f'reread it, or choose another folder')
-    elif out.exists() and any(not p.name.endswith('.tmp') for p in out.iterdir()):
-        raise ValueError(f'{out} is not empty and holds no comparison of rdd_nb; choose another folder')
-    write_json(out/'config.json', config)
-
 def _agree(old, new):
     "Whether two values agree; two tables agree if their common entries do."
     if not (isinstance(old, dict) and isinstance(new, dict)): return old == new
     return all(old[k] == new[k] for k in old.keys() & new.keys())
 
-# %% ../nbs/62_compare.ipynb #656627f2
+def _refusal(out, config, resume, fixed):
+    "Why the folder `out` cannot be taken; '' if it can."
+    if not (out/'config.json').exists():
+        filled = out.exists() and any(not p.name.endswith('.tmp') for p in out.iterdir())
+        return ' is not empty and holds no comparison of rdd_nb; choose another folder' * filled
+    found = read_json(out/'config.json')
+    if not isinstance(found, dict) or not set(fixed) <= set(found):
+        return '/config.json is not that of a comparison of rdd_nb; choose another folder'
+    other = [k for k in fixed if not _agree(found[k], config[k])]
+    if other: return f' holds a comparison with another {other[0]}; choose another folder'
+    more = 'pass resume=True (--resume) to finish or reread it, or choose another folder'
+    return '' if resume else f' already holds this comparison; {more}'
+
+# %% ../nbs/62_compare.ipynb #44a4645f
+def claim(
+    out, # folder
+    config: dict, # what the comparison is made with
+    resume: bool, # whether it may have been begun before
+    fixed: tuple, # keys that must agree with what was there before
+):
+    "Take a folder for a comparison, and write its `config.json`. Raises `ValueError` if it holds something else."
+    if not str(out): raise ValueError("out='': expected the name of a folder")
+    if why := _refusal(Path(out), config, resume, fixed): raise ValueError(f'{out}{why}')
+    write_json(Path(out)/'config.json', config)
+
+# %% ../nbs/62_compare.ipynb #4db8c08c
 def as_methods(methods) -> dict: # name -> `Method`, or None for the names in `FULL`
     "Names, or names with methods, as methods. Raises `ValueError` for unknown ones."
     if not isinstance(methods, dict): methods = {m: m for m in ([methods] if isinstance(methods, str) else methods)}
@@ -186,48 +195,49 @@ def as_methods(methods) -> dict: # name -> `Method`, or None for the names in `F
 
 def record(splits, source, methods, seeds, ipc, training, networks, on, device):
     "What a comparison was made with, for its `config.json` and its report."
-    return dict(source=source, data=splits.train.name, train_hash=splits.train.hash(), test_hash=getattr(splits, on).hash(),
-                on=on, methods={k: m.describe() if m else k for k, m in methods.items()}, seeds=seeds, ipc=ipc,
+    cards = {k: m.describe() if m else k for k, m in methods.items()}
+    return dict(source=source, data=splits.train.name, train_hash=splits.train.hash(),
+                test_hash=getattr(splits, on).hash(), on=on, methods=cards, seeds=seeds, ipc=ipc,
                 training=training.describe(), networks=networks, device=str(device))
 
 # %% ../nbs/62_compare.ipynb #6794cd41
 def compare(
     splits: Splits,
-    methods,                     # names from `METHODS` and `FULL`, or a dict {name: Method} (None for those of `FULL`)
-    seeds: list,                 # distillation seeds
-    out,                         # folder for everything
+    methods, # names from `METHODS` and `FULL`, or a dict {name: Method}
+    seeds: list, # distillation seeds
+    out, # folder for everything
     ipc: int = 10,
     training=Training(),
-    networks: int = 2,           # evaluation networks per run
-    on: str = 'test',            # or 'val' while settings are being chosen
+    networks: int = 2, # evaluation networks per run
+    on: str = 'test', # or 'val' while settings are being chosen
     device=None,
-    jobs: int | None = None,     # processes, see `run_all`
+    jobs: int | None = None, # processes, see `run_all`
     resume: bool = False,
     progress: bool = True,
-    source: dict | None = None,  # how the data were loaded, for the record
-    trust: bool = False,         # load decoders that are programs, which may run anything
-    command: str | None = None,  # the command that does it again, for the record
+    source: dict | None = None, # how the data were loaded, for the record
+    trust: bool = False, # load decoders that are programs, which may run anything
+    command: str | None = None, # the command that does it again, for the record
 ) -> dict: # what is written to `<out>/report.json`
     "Run all methods with all seeds and write `report.json`. Raises `ValueError` before anything is written."
-    asked = dict(ipc=ipc, source=source, trust=trust, training=training, networks=networks, on=on)
-    return _compare(splits, as_methods(methods), seeds, out, asked, pick_device(device), jobs, resume, progress, command)
+    return _compare(**locals())
 
-def _compare(splits, methods, seeds, out, asked, device, jobs, resume, progress, command):
-    seeds = [whole('seeds', s, 0) for s in seeds]
+# %% ../nbs/62_compare.ipynb #c215cff7
+def _compare(splits, methods, seeds, out, ipc, device, jobs, resume, progress, source, trust, command, **recipe):
+    methods, device, seeds = as_methods(methods), pick_device(device), [whole('seeds', s, 0) for s in seeds]
     if not seeds or not methods: raise ValueError(f'{"methods" if seeds else "seeds"}: expected at least one')
-    recipe = {k: asked[k] for k in ('training', 'networks', 'on')}
-    check_all(splits, methods.values(), [asked['ipc']], jobs=jobs, **recipe)
-    runs = [dict(name=n, method=m, seed=s, out=Path(out)/'runs'/f'{slug(n)}-seed{s}') for n, m in methods.items() for s in seeds]
-    config = record(splits, asked['source'], methods, seeds, asked['ipc'], device=device, **recipe)
+    check_all(splits, methods.values(), [ipc], jobs=jobs, **recipe)
+    folders = {(n, s): Path(out)/'runs'/f'{slug(n)}-seed{s}' for n in methods for s in seeds}
+    runs = [dict(name=n, method=methods[n], seed=s, out=folder) for (n, s), folder in folders.items()]
+    config = record(splits, source, methods, seeds, ipc, device=device, **recipe)
     claim(out, config, resume, ('data', 'train_hash', 'ipc', 'methods'))
-    rows, failed = run_all(splits, runs, device, jobs, progress, **asked)
+    rows, failed = run_all(splits, runs, device, jobs, progress, ipc=ipc, source=source, trust=trust, **recipe)
     return gather(out, config | dict(versions=versions(), command=command), rows, failed)
 
 # %% ../nbs/62_compare.ipynb #cb99d786
 def gather(
-    out,          # folder of the comparison
+    out, # folder of the comparison
     config: dict, # what it was made with
-    rows: list,   # see `run_all`
+    rows: list, # see `run_all`
     failed: list = (),
 ) -> dict: # what is written
     "Write `<out>/report.json`; a warning names what failed. Raises `ValueError` if every run failed."
