@@ -22,7 +22,7 @@ from .augment import augment, cutmix
 from . import parts
 from .kmeans import assign_nearest
 from .coresets import Selection, class_kmeans_ids, density_weights, representative_batch
-from .priors import MultiFormation, Pixels, Prior, as_prior
+from .priors import MultiFormation, Pixels, Prior
 from .matching import Batch, Cells, DistributionMatching, GradientMatching, Objective, Setup, within_cells
 from .synthetic import SyntheticDataset, load, save, save_png
 from .bilevel import KernelRidge, Unrolled
@@ -92,7 +92,7 @@ class Method:
 
     def __post_init__(self):
         if isinstance(self.risk, str): object.__setattr__(self, 'risk', risks.Risk.read(self.risk))
-        if isinstance(self.prior, str): object.__setattr__(self, 'prior', as_prior(self.prior))
+        if isinstance(self.prior, str): object.__setattr__(self, 'prior', Prior.read(self.prior))
         _check_numbers(self)
         for name, allowed in (('risk_at', (None, 'network', 'target', 'distance')), ('cells', ('synthetic', 'initial', 'kmeans', 'groups')), ('cells_in', ('pixels', 'features', 'errors')), ('init', (*CHOICES, 'patches')), ('base', ('uniform', 'density')), ('chosen', ('random', 'representative')), ('labels', ('hard', 'learned', 'teacher')), ('optimizer', ('sgd', 'adam')), ('network', tuple(MODELS))):
             if getattr(self, name) not in allowed:
