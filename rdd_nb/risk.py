@@ -298,10 +298,11 @@ class Entropic(Risk):
 
 # %% ../nbs/25_risk.ipynb #ab867dcd
 def _gap(l):
-    "How far each loss lies below the largest, as a fraction of the range (all 0 for constant losses)."
+    "How far each loss lies below the largest, as a fraction of the range; 0 where its square would be lost."
     u = l.amax(-1, keepdim=True) - l
     size = u.amax(-1, keepdim=True)
-    return u / torch.where(size > 0, size, 1.)
+    u = u / torch.where(size > 0, size, 1.)
+    return torch.where(u < torch.finfo(u.dtype).tiny ** .25, 0., u)
 
 def _bisect(low, high, too_low, steps):
     "The place between `low` and `high` where `too_low` changes from true to false."
