@@ -22,15 +22,11 @@ def _as_losses(losses):
     return l if l.dtype in (torch.float32, torch.float64) else l.float()
 
 # %% ../nbs/25_risk.ipynb #b2e3a7a8
-def _wide(x):
-    "`x` in float64, where the device has it."
-    return x.float() if x.device.type == 'mps' else x.double()
-
 def _as_masses(p, l):
-    "Base probabilities of the shape of `l` in float64, summing to 1; bad ones raise (CPU) or become NaN (GPU)."
+    "Base probabilities like `l`, summing to 1; bad ones raise (CPU) or become NaN (GPU)."
     p = torch.as_tensor(p, device=l.device)
     tol = max(1e-3, torch.finfo(p.dtype).eps) if p.is_floating_point() else 0
-    try: p = _wide(p).expand(l.shape)
+    try: p = p.to(l.dtype).expand(l.shape)
     except RuntimeError:
         raise ValueError(f'p: got shape {tuple(p.shape)}, expected the shape of the losses {tuple(l.shape)}') from None
     total = p.sum(-1, keepdim=True)
@@ -65,7 +61,7 @@ class Risk(Part, kind='risk'):
     def _solve(self, l, p, groups):
         "Weights and penalty for detached losses; `p=None` means equal probabilities."
         x = _finite(_wide(l))
-        if p is None: p = _uniform(x)
+        p = _uniform(x) if p is None else _wide(p) / _wide(p).sum(-1, keepdim=True)
         q = self._weights(x, p)
         return q.to(l.dtype), self._penalty(q, x, p).to(l.dtype)
 
@@ -99,16 +95,21 @@ def _inputs(measure, losses, p, groups):
         groups = groups.long()
     return l, None if p is None else _as_masses(p, l), groups
 
-# %% ../nbs/25_risk.ipynb #c5f0b567
+# %% ../nbs/25_risk.ipynb #5e08ec29
 def _uniform(l):
     "Equal probabilities along the last dimension."
     return torch.full_like(l, 1 / l.shape[-1])
+
+def _wide(x):
+    "`x` in float64, where the device has it."
+    return x if x.device.type == 'mps' else x.double()
 
 def _finite(x):
     "`x` with infinities replaced by numbers so large that differences are still finite."
     big = torch.finfo(x.dtype).max / 4
     return x.clamp(-big, big)
 
+# %% ../nbs/25_risk.ipynb #7651d9b1
 def _a_risk(name, value):
     "`value` if it is a risk measure, else a `ValueError`."
     if isinstance(value, Risk): return value
@@ -123,20 +124,20 @@ def _ungrouped(name, value):
 class Mean(Risk):
     "The expected loss: q = p."
     spread = staticmethod(lambda before, p: p)
-    def _solve(self, l, p, groups): return _uniform(l) if p is None else p.to(l.dtype), 0
+    def _solve(self, l, p, groups): return _uniform(l) if p is None else p, 0
 
 class WorstCase(Risk, names=('max',)):
     "The largest loss of positive probability; ties share the weight (inside `TwoLevel` the first has it)."
     spread = staticmethod(lambda before, p: torch.where(before > 0, 0., (p > 0).to(p.dtype)))
     def _solve(self, l, p, groups):
-        q = (l == l.amax(-1, keepdim=True)) * (l.new_ones(()) if p is None else p)
-        return (q / q.sum(-1, keepdim=True)).to(l.dtype), 0
+        q = (l == l.amax(-1, keepdim=True)).to(l.dtype) * (1. if p is None else p)
+        return q / q.sum(-1, keepdim=True), 0
 
 # %% ../nbs/25_risk.ipynb #8570f867
 def _by_rank(l, p, spread):
     "Weights by the order of the losses only: `spread(before, p)` of the mass before each sample, worst first."
     order = l.sort(descending=True).indices
-    p = _uniform(_wide(l)) if p is None else p.gather(-1, order)
+    p = _uniform(_wide(l)) if p is None else _wide(p.gather(-1, order))
     q = spread(torch.cat([torch.zeros_like(p[..., :1]), p[..., :-1].cumsum(-1)], -1), p)
     return torch.zeros_like(l).scatter(-1, order, (q / q.sum(-1, keepdim=True)).to(l.dtype))
 
@@ -161,7 +162,7 @@ class CVaR(Risk):
         w = torch.full_like(top, 1 / m)
         return top, w.scatter_(-1, top.detach().argmin(-1, keepdim=True), (m - (k - 1)) / m), index
 
-# %% ../nbs/25_risk.ipynb #3dd27359
+# %% ../nbs/25_risk.ipynb #0d9e0d1b
 @patch
 def _solve(self: CVaR, l, p, groups):
     if p is not None: return _by_rank(l, p, self.spread), 0
@@ -193,7 +194,7 @@ class Mixture(Risk, abstract=True):
         rules = [(f, r.spread) for f, r in self.parts]
         if not any(s is None for _, s in rules): return lambda before, p: sum(f * s(before, p) for f, s in rules)
 
-# %% ../nbs/25_risk.ipynb #68dc0f81
+# %% ../nbs/25_risk.ipynb #caa8acd5
 @patch
 def check(self: Mixture):
     "The mixture itself; raises `ValueError` where the factors do not sum to 1."
@@ -212,7 +213,7 @@ def __call__(self: Mixture, losses, p=None, groups=None):
     "As `Risk.__call__`."
     return sum(f * r(losses, p, groups) for f, r in self.check().parts)
 
-# %% ../nbs/25_risk.ipynb #c429bf88
+# %% ../nbs/25_risk.ipynb #c6b965a6
 Risk.__mul__ = Risk.__rmul__ = lambda self, factor: Mixture([(factor, self)])
 Risk.__add__ = lambda self, other: Mixture([(1., self), (1., other)])
 
@@ -240,8 +241,8 @@ def _inner_by_table(inner, l, p, ids, first):
     row = torch.arange(len(l), device=l.device)
     column = row - torch.where(first, row, 0).cummax(0).values
     shape = int(ids[-1]) + 1, int(column.max()) + 1
-    table, mass = l.new_zeros(shape), p.new_zeros(shape)
-    table[ids, column], mass[ids, column] = l, p
+    table, mass = l.new_zeros(shape), l.new_zeros(shape)
+    table[ids, column], mass[ids, column] = l, p.to(l.dtype)
     q, penalty = inner._solve(_support(table, mass), mass, None)
     return q[ids, column], (l.new_zeros(()) + penalty).expand(shape[0])
 
@@ -259,11 +260,11 @@ class TwoLevel(Risk):
         self.inner, self.outer = _ungrouped('inner', inner), _ungrouped('outer', outer)
         self.group_mass = one_of('group_mass', group_mass, ('uniform', 'proportional'))
 
-# %% ../nbs/25_risk.ipynb #85083537
+# %% ../nbs/25_risk.ipynb #40842a55
 @patch
 def _solve(self: TwoLevel, l, p, groups):
     order, ids, first = _runs(l, groups)
-    x, p = l[order], _uniform(_wide(l)) if p is None else p[order]
+    x, p = l[order], _uniform(_wide(l)) if p is None else _wide(p[order])
     n_rows = len(l) if l.is_cuda else int(ids[-1]) + 1
     add_up = lambda v: v.new_zeros(n_rows).index_add_(0, ids, v)
     total, size = add_up(p), add_up(torch.ones_like(p))
@@ -271,7 +272,8 @@ def _solve(self: TwoLevel, l, p, groups):
     q, penalty = (_inner_by_rank if self.inner.spread else _inner_by_table)(self.inner, x, p, ids, first)
     risk = add_up((q * x).masked_fill_(q == 0, 0))
     risk[:len(penalty)] -= penalty
-    mass = total if self.group_mass == 'proportional' else (total > 0) / (total > 0).sum().to(p.dtype)
+    mass = total if self.group_mass == 'proportional' else (total > 0).to(p.dtype) / (total > 0).sum()
+    mass = mass.to(l.dtype)
     Q, outer_penalty = self.outer._solve(_support(risk, mass), mass, None)
     return torch.empty_like(l).scatter_(0, order, q * Q[ids]), _dot(Q[:len(penalty)], penalty) + outer_penalty
 
@@ -296,10 +298,11 @@ class Entropic(Risk):
 
 # %% ../nbs/25_risk.ipynb #ab867dcd
 def _gap(l):
-    "How far each loss lies below the largest, as a fraction of the range (all 0 for constant losses)."
+    "How far each loss lies below the largest, as a fraction of the range; 0 where its square would be lost."
     u = l.amax(-1, keepdim=True) - l
     size = u.amax(-1, keepdim=True)
-    return u / torch.where(size > 0, size, 1.)
+    u = u / torch.where(size > 0, size, 1.)
+    return torch.where(u < torch.finfo(u.dtype).tiny ** .25, 0., u)
 
 def _bisect(low, high, too_low, steps):
     "The place between `low` and `high` where `too_low` changes from true to false."
@@ -309,7 +312,7 @@ def _bisect(low, high, too_low, steps):
         low, high = torch.where(up, middle, low), torch.where(up, high, middle)
     return (low + high) / 2
 
-# %% ../nbs/25_risk.ipynb #0174c7f7
+# %% ../nbs/25_risk.ipynb #ff19ebc1
 class EVaR(Risk):
     "Entropic value at risk (Ahmadi-Javid 2012), that is DRO over the Kullback-Leibler ball KL(q, p) <= -ln(tail)."
     def __init__(self,
@@ -344,7 +347,7 @@ def _chi_square_cut(gap, p, rho):
     cut = mean + (var / (2 * rho * P + (P - 1)).clamp(min=torch.finfo(P.dtype).tiny)).sqrt()
     return torch.minimum(cut, torch.cat([after, end], -1).gather(-1, k))
 
-# %% ../nbs/25_risk.ipynb #01d9c99f
+# %% ../nbs/25_risk.ipynb #7470b03a
 class ChiSquareDRO(Risk):
     "DRO over the chi-square ball (1/2) sum p (q/p - 1)^2 <= rho (scale of Duchi & Namkoong); exact by sorting."
     def __init__(self,
@@ -373,7 +376,7 @@ class CressieRead(Risk):
         a, b = ((log_y * e + log_p).logsumexp(-1, keepdim=True) for e in (1 / (self.k - 1), self.k / (self.k - 1)))
         return math.log1p(self.k * (self.k - 1) * self.rho) / self.k + a - b / self.k < 0
 
-# %% ../nbs/25_risk.ipynb #227c4605
+# %% ../nbs/25_risk.ipynb #2f2047fe
 @patch
 def _neighbour(self: CressieRead, u, log_p):
     "The gap of the last loss above eta, and of the next one, for gaps `u`; each (..., 1)."
@@ -387,7 +390,7 @@ def _neighbour(self: CressieRead, u, log_p):
         low, high = torch.where(up, middle, low), torch.where(up, high, middle)
     return order.gather(-1, low), torch.cat([order, torch.full_like(u[..., :1], 1e12)], -1).gather(-1, low + 1)
 
-# %% ../nbs/25_risk.ipynb #86362931
+# %% ../nbs/25_risk.ipynb #a2f6ae39
 @patch
 def _weights(self: CressieRead, l, p):
     if self.rho == 0: return p
@@ -412,7 +415,7 @@ class SmoothedCVaR(Risk):
 
     def _penalty(self, q, l, p): return self.nu / 2 * _dot(p, (q / torch.where(p > 0, p, 1.) - 1) ** 2)
 
-# %% ../nbs/25_risk.ipynb #9c7bff30
+# %% ../nbs/25_risk.ipynb #b3aa82da
 @patch
 def _weights(self: SmoothedCVaR, l, p):
     x = _finite((l - l.amax(-1, keepdim=True)) / self.nu)                # losses in units of nu, the largest is 0
@@ -456,7 +459,7 @@ class DualPower(Distortion):
                 ): self.k = number('k', k, 1)
     def g(self, u): return 1 - (1 - u) ** self.k
 
-# %% ../nbs/25_risk.ipynb #c37c9feb
+# %% ../nbs/25_risk.ipynb #0c09c1d0
 class ProportionalHazard(Distortion):
     "Proportional hazard transform (Wang 1995): g(u) = u^(1/r)."
     def __init__(self,
@@ -484,7 +487,7 @@ def _by_group(l, p, groups, n_groups):
     "Mass and mean loss of each group (NaN if absent), and the probability of each sample given its group."
     if bool(((groups < 0) | (groups >= n_groups)).any()):
         raise ValueError(f'groups: got labels from {groups.min()} to {groups.max()}, expected 0 to {n_groups - 1}')
-    p = _uniform(l) if p is None else p.to(l.dtype)
+    if p is None: p = _uniform(l)
     mass = l.new_zeros(n_groups).index_add_(0, groups, p)
     inside = torch.where(p > 0, p / mass[groups], 0.)
     mean = l.new_zeros(n_groups).index_add_(0, groups, (inside * l).masked_fill(inside == 0, 0))
@@ -520,7 +523,7 @@ class GroupDRO(Remembering):
 
     def reset(self): self.log_q = torch.full((self.n_groups,), -math.log(self.n_groups))
 
-# %% ../nbs/25_risk.ipynb #1c6cc005
+# %% ../nbs/25_risk.ipynb #06ec412a
 @patch
 def _look(self: GroupDRO, l, p, groups):
     "Present groups, their adjusted mean losses, log weights, probabilities inside groups and the adjustments."
@@ -534,7 +537,7 @@ def _solve(self: GroupDRO, l, p, groups):
     Q = torch.where(present, torch.where(loss.isnan(), math.nan, log_q), -math.inf).softmax(0)
     return Q[groups] * inside, -_dot(Q, adj)
 
-# %% ../nbs/25_risk.ipynb #28bcdb32
+# %% ../nbs/25_risk.ipynb #bfc69e8e
 @patch
 @torch.no_grad()
 def update(self: GroupDRO, losses, p=None, groups=None):
@@ -573,7 +576,7 @@ class GroupCVaR(Remembering):
 
     def reset(self): self.loss, self.mass = torch.full((2, self.n_groups), math.nan)
 
-# %% ../nbs/25_risk.ipynb #d48d58bf
+# %% ../nbs/25_risk.ipynb #0f558f4b
 @patch
 def _look(self: GroupCVaR, l, p, groups):
     "Moving averages of loss and mass with this batch; its own mass, loss, and probabilities inside groups."
@@ -586,14 +589,14 @@ def _look(self: GroupCVaR, l, p, groups):
 @patch
 def _solve(self: GroupCVaR, l, p, groups):
     loss, rates, mass, mean, inside = self._look(l, p, groups)
-    rates = _wide(torch.where(mass > 0, l.new_tensor(self.rates) if self.rates else rates, 0.))
+    rates = torch.where(mass > 0, l.new_tensor(self.rates) if self.rates else rates, 0.)
     rates = rates / rates.sum()
     adj = l.new_tensor(self.adjustments or [0.] * self.n_groups)
     loss = torch.where(mean.isfinite(), loss, mean) + adj                # averages hide a NaN, the value must not
     Q = CVaR(self.tail)._solve(_support(loss, rates), rates, None)[0]
     return Q[groups] * inside, -_dot(Q, adj)
 
-# %% ../nbs/25_risk.ipynb #0e402b39
+# %% ../nbs/25_risk.ipynb #9b8e6fff
 @patch
 def __call__(self: GroupCVaR, losses, p=None, groups=None):
     "As `Risk.__call__`; stores the moving averages if gradients are recorded."
@@ -618,7 +621,7 @@ class Regret(Risk):
         _by_group(l, None, groups, len(self.baselines))
         return l.new_tensor(self.baselines)[groups]
 
-# %% ../nbs/25_risk.ipynb #7552f586
+# %% ../nbs/25_risk.ipynb #0fe00a83
 @patch
 def _solve(self: Regret, l, p, groups):
     b = self._baseline(l, groups)
@@ -631,7 +634,7 @@ def __call__(self: Regret, losses, p=None, groups=None):
     l, p, groups = _inputs(self, losses, p, groups)
     return self.inner(l - self._baseline(l.detach(), groups), p, groups)
 
-# %% ../nbs/25_risk.ipynb #e3251b9c
+# %% ../nbs/25_risk.ipynb #47ab1d2b
 class DORO(Risk):
     "The `inner` measure without the worst `eps` of the probability mass (Zhai et al. 2021)."
     def __init__(self,
@@ -645,5 +648,5 @@ class DORO(Risk):
         def left(before, p):
             rest = p - torch.minimum((self.eps - before).clamp(min=0), p)
             return torch.where(rest > 1e-6 * p, rest, 0.)                     # no crumbs: an outlier may be 1e30
-        p = _by_rank(x, _uniform(x) if p is None else p, left)
+        p = _by_rank(x, _uniform(x) if p is None else _wide(p), left).to(l.dtype)
         return self.inner._solve(_support(l, p), p, None)

@@ -180,6 +180,8 @@ def test_chi_square_where_a_loss_lies_on_the_threshold():
         for ulps in range(-3, 4):
             l[:, k] = l[:, k] + ulps * 2 ** -52
             assert (ChiSquareDRO(rho)(l, p) - CressieRead(2, rho)(l, p)).abs().max() < 1e-6
+    l = torch.tensor([1e-300, 0, -2, -2, -2, -2], dtype=F64)          # a gap whose square is 0
+    assert ChiSquareDRO(.4)(l).item() == pytest.approx(CressieRead(2, .4)(l.round()).item(), abs=1e-9)
     for tiny in 1e-12, 1e-17, 1e-300:
         assert ChiSquareDRO(tiny)(torch.arange(9., dtype=F64)).item() == pytest.approx(4, abs=1e-5)
 
