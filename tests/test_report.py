@@ -395,7 +395,7 @@ def test_agreement_of_two_seeds_is_no_certainty(tmp_path):
 def test_intervals_of_accuracies_stay_in_bounds(tmp_path):
     write_json(tmp_path/'report.json', dict(rows=[dict(method='gradient', seed=s, accuracy=a, group_accuracy={'x': a, 'y': a}) for s, a in enumerate((.1, .9))]))
     cell = columns(read_comparison(tmp_path))['accuracy'][0]
-    assert (cell.low, cell.high) == (0, 1)
+    assert 0 <= cell.low < cell.high <= 1
     assert '95 % interval 0.0 to 100.0' in headline(read_comparison(tmp_path))[1]
 
 
