@@ -72,13 +72,13 @@ def main():
     parser.add_argument('--minutes', type=float, default=float('inf'), help='start no further row after so many')
     args = parser.parse_args()
     torch.set_num_threads(1)
-    start, rows = time.perf_counter(), []
+    start, rows, about = time.perf_counter(), [], dict(commit=commit(), versions=versions())
     wanted = [(f, d, a, run, n) for f, d, a, each in PLAN for n in range(each) for run in range(len(sets(f, d)))]
     for f, d, a, run, n in tqdm(wanted):
         path = args.work / f'{Path(f).stem}-{a}-{run}-{n}.json'
         late = time.perf_counter() - start > 60 * args.minutes
         if not path.exists() and not late and re.search(args.only, f'{d} {a} {run} {n} {f}'):
-            write_json(path, one_row(f, d, a, run, n) | dict(commit=commit(), versions=versions()))
+            write_json(path, one_row(f, d, a, run, n) | about)
         if path.exists(): rows.append(read_json(path))
     lines = list(table(rows))
     config = dict(protocol='dc', test_images=10000, networks={f'{f} {a}': n for f, _, a, n in PLAN}, device='cpu', threads=1)

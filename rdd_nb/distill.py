@@ -50,11 +50,12 @@ class Distiller:
 def _begin(self: Distiller, data, progress):
     "Let each part of the method prepare itself."
     m, group = self.method, None if data.group is None else data.group.to(self.device)
-    def shows(part, **more): return Setup(self.x, self.y, self.n_classes, self.seed, self.new_network, self._train_for, self.clusters, self.base, m.risk,
-                                          m.risk_at, progress, self.ipc * m.prior.per_sample, group if getattr(part, 'sees_groups', False) else None, **more)
+    def shows(part, start=None):
+        return Setup(self.x, self.y, self.n_classes, self.seed, self.new_network, self._train_for, self.clusters if m.clustering else None, self.base,
+                     m.risk, m.risk_at, progress, self.ipc * m.prior.per_sample, group if getattr(part, 'sees_groups', False) else None, start)
     self.initial, self.sy = (t.to(self.device) for t in m.start.begin(shows(m.start)))
     self.stored = m.prior.begin(self.initial, self.x, self.y, self.seed, progress)
-    self.assigned = m.clustering and m.clustering.begin(shows(m.clustering, start=(self.initial, self.sy)))
+    self.assigned = m.clustering and m.clustering.begin(shows(m.clustering, (self.initial, self.sy)))
     self.logits = 5 * F.one_hot(self.sy, self.n_classes).float()
     self.setup = shows(None)
     self.objective = m.objective and m.objective.begin(self.setup)

@@ -18,6 +18,7 @@ from torch import Tensor
 import torch.nn.functional as F
 from fastcore.basics import patch
 from safetensors.torch import save as to_bytes
+from scipy.ndimage import rotate
 from sklearn.base import clone
 from sklearn.utils.validation import has_fit_parameter
 from torch.func import functional_call, stack_module_state
@@ -119,38 +120,44 @@ def protocol(
         recipe['lr'] = dict(vgg11=5e-4, alexnet=1e-4, vit=1e-4).get(training.model, .001)
     return dataclasses.replace(training, **recipe | changes)
 
-# %% ../nbs/50_evaluation.ipynb #f7c292f6
-def _moved(x, shift=None, scale=None, degrees=None, fill=0., mode='bilinear'):
-    "Each image shifted (in pixels), magnified and turned by its own numbers; what comes in from outside is `fill`."
-    n, (h, w) = len(x), x.shape[-2:]
-    shift, scale = torch.zeros(n, 2) if shift is None else shift, torch.ones(n, 2) if scale is None else scale
-    angle = torch.zeros(n) if degrees is None else degrees.deg2rad()
-    offset = shift * 2 / torch.tensor([w, h])
-    sin, (across, down) = angle.sin(), (angle.cos()[:, None] / scale).unbind(1)
-    theta = torch.stack([across, -sin, -offset[:, 0], sin, down, -offset[:, 1]], 1).view(n, 2, 3).to(x)
-    grid = F.affine_grid(theta, x.shape, align_corners=False)
-    return F.grid_sample(x - fill, grid, mode, 'zeros', align_corners=False) + fill
+# %% ../nbs/50_evaluation.ipynb #eebc2ba0
+def _centred(image, h, w):
+    "The middle of an image, h x w pixels; zeros where it is smaller."
+    (a, b), (c, d) = ((int(v / 2), v - int(v / 2)) for v in (w - image.shape[2], h - image.shape[1]))
+    return F.pad(image, (a, b, c, d))
 
-# %% ../nbs/50_evaluation.ipynb #58a082a4
+def _dc_image(image, kind, u, fill):
+    "Shifted by -4 to 3 pixels, scaled by .8 to 1.2 in each direction, or turned by -45 to 44 degrees."
+    h, w = image.shape[1:]
+    if kind == 0:
+        top, left = (8 * u).int().tolist()
+        return F.pad(image, (4,) * 4, value=fill)[:, top:top + h, left:left + w]
+    if kind == 1: moved = F.interpolate(image[None], [int(s * (.8 + .4 * v)) for s, v in zip((h, w), u.tolist())])[0]
+    else: moved = torch.as_tensor(rotate(image.numpy(), int(90 * u[0]) - 45, (1, 2), cval=fill))
+    return _centred(moved, h, w)
+
 def _augment_dc(x, g):
-    "One of three for each image: a shift by -4 to 3 pixels, a scale of .8 to 1.2 in each direction, -45 to 44 degrees."
-    u, kind, fill = torch.rand(len(x), 2, generator=g), torch.randint(3, (len(x),), generator=g), x.mean()
-    a, b, c = (kind == k for k in range(3))
-    out = x.clone()
-    if a.any(): out[a] = _moved(x[a], shift=(8 * u[a]).floor() - 4, fill=fill)
-    if b.any(): out[b] = _moved(x[b], scale=.8 + .4 * u[b], mode='nearest')
-    if c.any(): out[c] = _moved(x[c], degrees=(90 * u[c, 0]).floor() - 45, fill=fill, mode='bicubic')
-    return out
+    u, kinds = torch.rand(len(x), 2, generator=g), torch.randint(3, (len(x),), generator=g).tolist()
+    return torch.stack([_dc_image(i, k, v, float(x.mean())) for i, k, v in zip(x.cpu(), kinds, u)]).to(x)
+
+# %% ../nbs/50_evaluation.ipynb #859b8cf0
+def _moved(x, shift=0, scale=1, degrees=0):
+    "Each image shifted (in pixels), magnified and turned by its own numbers, given as (n,) or (n, 2); zeros come in."
+    zero, (h, w) = torch.zeros(len(x), 2), x.shape[-2:]
+    offset, stretch, angle = (zero + shift) * 2 / torch.tensor([w, h]), zero + scale, (zero[:, 0] + degrees).deg2rad()
+    sin, (across, down) = angle.sin(), (angle.cos()[:, None] / stretch).unbind(1)
+    theta = torch.stack([across, -sin, -offset[:, 0], sin, down, -offset[:, 1]], 1).view(-1, 2, 3).to(x)
+    return F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
 
 def _augment_dsa(x, g, names=tuple(AUGMENTATIONS)):
-    "One kind for the batch, with numbers of its own for each image; zeros come in from outside."
     name, u = names[int(torch.randint(len(names), (1,), generator=g))], torch.rand(len(x), 4, generator=g)
-    if name == 'crop': return _moved(x, shift=((2 * (half := round(x.shape[-1] / 8)) + 1) * u[:, :2]).floor() - half)
+    half = round(x.shape[-1] / 8)
+    if name == 'crop': return _moved(x, shift=((2 * half + 1) * u[:, :2]).floor() - half)
     if name == 'scale': return _moved(x, scale=1 / (1 / 1.2 + (1.2 - 1 / 1.2) * u[:, :2]))
     if name == 'rotate': return _moved(x, degrees=30 * u[:, 0] - 15)
     return torch.cat([AUGMENTATIONS[name](image[None], r) for image, r in zip(x, u)])
 
-# %% ../nbs/50_evaluation.ipynb #fef04add
+# %% ../nbs/50_evaluation.ipynb #4b926f78
 _OF_PROTOCOLS = {'dc': _augment_dc, 'dsa': _augment_dsa,
                  'dsa-digits': lambda x, g: _augment_dsa(x, g, tuple(n for n in AUGMENTATIONS if n != 'flip')),
                  'flips': lambda x, g: _augment_dsa(x, g, ('flip',))}
@@ -176,7 +183,7 @@ def _backward(net, x, y, t):
         loss = _loss(scores / t.temperature, yb, t.risk)
         (loss if t.risk is not None else loss / len(x)).backward()
 
-# %% ../nbs/50_evaluation.ipynb #3e72be81
+# %% ../nbs/50_evaluation.ipynb #31c2d4bf
 def _optimiser(parameters, n, t, matrix=2):
     "Optimiser and schedule for `n` samples; AdamW decays parameters of at least `matrix` dimensions, as in RDED."
     parameters, per_epoch = list(parameters), -(-n // t.batch)
@@ -192,7 +199,7 @@ def _optimiser(parameters, n, t, matrix=2):
     factor = step if t.schedule == 'step' else half
     return optimizer, LambdaLR(optimizer, lambda k: factor(k // per_epoch))
 
-# %% ../nbs/50_evaluation.ipynb #429be4c6
+# %% ../nbs/50_evaluation.ipynb #5abc95e5
 def _advance(optimizer, schedule, t):
     "One step. Where the step size drops, the momentum starts anew: the released code makes a new optimiser there."
     optimizer.step()
@@ -211,7 +218,7 @@ def _batches(x, y, seed, t, teacher=None):
                 yb = soft_labels(teacher, xb, t.temperature)
             yield xb, yb
 
-# %% ../nbs/50_evaluation.ipynb #2d60c293
+# %% ../nbs/50_evaluation.ipynb #8b7cbc8c
 def train(
     x: Tensor,              # (n, C, H, W) or (n, d), normalised
     y: Tensor,              # (n,) labels, or (n, n_classes) probabilities
@@ -250,7 +257,7 @@ def _stack_loss(answer, stacked, buffers, x, y, t):
     losses = F.cross_entropy(scores, y.flatten(0, 1), reduction='none').view(len(x), -1)
     return (t.risk(losses) if t.risk is not None else losses.mean(1)).sum()
 
-# %% ../nbs/50_evaluation.ipynb #5dfff536
+# %% ../nbs/50_evaluation.ipynb #e4524a73
 def _train_stack(nets, batches, n, t):
     "Train networks in one pass, each on its own batches; `n` samples in each."
     stacked, buffers = stack_module_state(nets)
@@ -263,7 +270,7 @@ def _train_stack(nets, batches, n, t):
         _advance(optimizer, schedule, t)
     for k, net in enumerate(nets): net.load_state_dict({n: v[k].detach() for n, v in (stacked | buffers).items()})
 
-# %% ../nbs/50_evaluation.ipynb #8ee4826a
+# %% ../nbs/50_evaluation.ipynb #9269895b
 def train_together(
     x: Tensor,        # as for `train`
     y: Tensor,
@@ -335,13 +342,13 @@ def _in_units_of(source, raw):
     shape = (1, -1, *[1] * (raw.dim() - 2))
     return (raw - source.mean.cpu().view(shape)) / source.std.cpu().view(shape)
 
-# %% ../nbs/50_evaluation.ipynb #2abb8f62
+# %% ../nbs/50_evaluation.ipynb #9018f47e
 def _average(values):
     if isinstance(values[0], dict): return {k: _average([v[k] for v in values]) for k in values[0]}
     if isinstance(values[0], list): return np.sum(values, 0).tolist()            # counts add up
     return values[0] if isinstance(values[0], int) else float(np.mean(values))
 
-# %% ../nbs/50_evaluation.ipynb #ddd8b006
+# %% ../nbs/50_evaluation.ipynb #885f7c15
 def _own_metrics(metrics, predicted, test):
     "{name: mean over the models of a metric f(y, prediction, group)}. Raises `ValueError` for what is no number."
     y, group, found = test.y.cpu().numpy(), None if test.group is None else test.group.cpu().numpy(), {}
@@ -353,7 +360,7 @@ def _own_metrics(metrics, predicted, test):
             raise ValueError(f'metrics[{name!r}] gave {str(values[0])[:60]!r}: expected a finite number')
     return found
 
-# %% ../nbs/50_evaluation.ipynb #61663a40
+# %% ../nbs/50_evaluation.ipynb #fdca4dd9
 def _keep(path, given, test):
     "Write what every model answered, beside the truth, as safetensors; whole or not at all."
     tensors = dict(y=test.y, prediction=torch.stack([labels for labels, _ in given]))
@@ -390,7 +397,7 @@ def _damaged(answers, x, test, small):
     return dict(accuracy=_average([r['accuracy'] for r in rows]), group_accuracy=groups,
                 worst_group_accuracy=min(groups[g] for g in large))
 
-# %% ../nbs/50_evaluation.ipynb #170fadfd
+# %% ../nbs/50_evaluation.ipynb #944d556e
 def measure(
     answers: list,         # of models: functions from samples to (labels, probabilities or None)
     source,                # the set they were trained on, which knows its units
@@ -431,7 +438,7 @@ def _row(make, device, about, source, test, clusters, corruptions, population, m
     if row['notes']: warnings.warn(row['notes'][0] + more, NoiseWarning, stacklevel=3)
     return row | about | dict(evaluation_seconds=round(cost.seconds, 3), evaluation_peak_mb=round(cost.peak_mb, 1))
 
-# %% ../nbs/50_evaluation.ipynb #1275f290
+# %% ../nbs/50_evaluation.ipynb #1c45a17f
 def _recipe(name, source, test, training, teacher, networks):
     "The recipe, a protocol's where one is named, once everything fits together."
     _check_fit(source, test)
@@ -441,7 +448,7 @@ def _recipe(name, source, test, training, teacher, networks):
         raise ValueError("protocol='rded' takes its labels from a teacher=: a network trained on real data")
     return protocol(name, test.name, max(1, len(source) // test.n_classes), training)
 
-# %% ../nbs/50_evaluation.ipynb #7d4b6697
+# %% ../nbs/50_evaluation.ipynb #481d277e
 def _said(source, test, t, seed, networks, protocol, teacher):
     "What a row says about its networks."
     labels = 'teacher' if teacher is not None else 'hard' if getattr(source, 'soft', None) is None else 'soft'
@@ -455,7 +462,7 @@ def _answers(source, test, t, seeds, device, jobs, progress, teacher):
     nets = _networks(source.x, y, test.n_classes, t, seeds, device, jobs, progress, teacher)
     return [lambda x, net=net: (lambda s: (s.argmax(1), s.double().softmax(1)))(predict_scores(net, x)) for net in nets]
 
-# %% ../nbs/50_evaluation.ipynb #1009cfff
+# %% ../nbs/50_evaluation.ipynb #84e431fa
 def evaluate(
     source,                # a `SyntheticDataset`, or a `GroupedDataset` for training on real samples
     test: GroupedDataset,
@@ -495,7 +502,7 @@ def _fitted(estimator, x, y, weight, key, n_classes):
     model.fit(x, y, **({} if weight is None else dict(sample_weight=weight)))
     return lambda x: _answer(model, x, n_classes)
 
-# %% ../nbs/50_evaluation.ipynb #8ea6e46a
+# %% ../nbs/50_evaluation.ipynb #7ec891df
 def _answer(model, x, n_classes):
     "Labels and, where the model gives them, probabilities, with a column for every class."
     x = x.flatten(1).numpy()
@@ -543,7 +550,7 @@ def _architecture(entry, source, test, training, networks, options):
     common = {k: v for k, v in options.items() if k not in ('device', 'jobs', 'progress', 'protocol', 'teacher')}
     return evaluate_estimator(entry, source, test, networks, **common)
 
-# %% ../nbs/50_evaluation.ipynb #8c95dcac
+# %% ../nbs/50_evaluation.ipynb #9b2dd7dc
 def evaluate_architectures(
     source,
     test: GroupedDataset,

@@ -105,7 +105,7 @@ def _kind(found, path, format):
     kind, keys = 'mtt' if isinstance(found, Tensor) else 'idc' if _is_pair(found) else None, found
     if isinstance(found, dict): kind = 'dc' if 'data' in keys else 'rfad' if {'images', 'labels'} <= set(keys) else None
     if kind is not None and format in (None, kind): return kind
-    what = f'keys {", ".join(map(str, found))[:60]}' if isinstance(found, dict) else type(found).__name__
+    what = f'keys {", ".join(map(ascii, found))[:60]}' if isinstance(found, dict) else type(found).__name__
     raise ValueError(f'{path}: not a distilled set{f" in format {format!r}" if format else ""} (it holds '
                      f'{f"a set in format {kind!r}" if kind else what}); known formats are dc, idc, mtt, rfad')
 
@@ -134,7 +134,7 @@ def _hard_and_soft(labels, centred=False):
     hard = F.one_hot(labels.argmax(1), labels.shape[1]).float()
     return labels.argmax(1), None if torch.equal(soft, hard) else soft
 
-# %% ../nbs/42_foreign.ipynb #ca4ffab6
+# %% ../nbs/42_foreign.ipynb #b5c8c206
 def _accuracies(found):
     "{architecture: dict(mean, sd, n)} from the lists in a file of format 'dc'; what is empty or no number is left out."
     lists, out = found.get('accs_all_exps') if isinstance(found, dict) else None, {}
@@ -142,7 +142,7 @@ def _accuracies(found):
         try: a = np.array([float(v) for v in values])
         except (TypeError, ValueError, RuntimeError): continue
         if not len(a) or not np.isfinite(a).all(): continue
-        out[str(name)[:40]] = dict(mean=float(a.mean()), sd=float(a.std()), n=len(a))
+        out[''.join(filter(str.isprintable, str(name)))[:40]] = dict(mean=float(a.mean()), sd=float(a.std()), n=len(a))
     return out
 
 # %% ../nbs/42_foreign.ipynb #a7766ed8
@@ -312,11 +312,12 @@ def _assembled(path, kind, images, labels, mean, std, zca, factor, classes, abou
     x = images if normalised and factor == 1 else (unpack(raw, factor) - m) / s
     return SyntheticDataset(x, y, m, s, range(n) if isinstance(n, int) else n, provenance=about, soft=soft)
 
-# %% ../nbs/42_foreign.ipynb #0edbaeea
+# %% ../nbs/42_foreign.ipynb #559515ed
 def read_runs(path, data=None, **options) -> list: # of `SyntheticDataset`
     "All the runs in a file, each as `read` gives it; `options` are those of `read`."
+    if Path(path).suffix == '.safetensors': return [load(path)]
     first = read(path, data, experiment=0, **options)
-    return [first, *(read(path, data, experiment=k, **options) for k in range(1, first.provenance.get('runs', 1)))]
+    return [first, *(read(path, data, experiment=k, **options) for k in range(1, first.provenance['runs']))]
 
 # %% ../nbs/42_foreign.ipynb #9b8dbc7c
 def _check_write(s, path, format, zca):

@@ -570,3 +570,117 @@ def test_arguments_that_do_not_fit(kw, word):
 def test_training_that_cannot_be_meant(kw):
     with pytest.raises(ValueError) as e: Training(**kw)
     assert one_line(e)
+
+
+# Protocols of the field
+
+def released_loop(net, x, y, epochs, lr=.01):
+    "The loop of DC's `evaluate_synset`, written down from its description: one epoch more than `epochs`, a new optimiser at the drop."
+    make = lambda lr: torch.optim.SGD(net.parameters(), lr, momentum=.9, weight_decay=5e-4)
+    optimizer = make(lr)
+    for epoch in range(epochs + 1):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        if epoch == epochs // 2 + 1: optimizer = make(lr / 10)
+    return net
+
+
+@pytest.mark.parametrize('epochs', [30, 31])
+def test_dc_is_the_released_loop(epochs):
+    data = toy(n=12)
+    t = protocol('dc', 'cifar10', training=Training(width=4), epochs=epochs + 1)
+    start = make_model('convnet', (1, 8, 8), 3, seed=('evaluation', 7), width=4)
+    expected = released_loop(start, data.x, data.y, epochs)
+    found = train(data.x, data.y, 3, t, 7, 'cpu')
+    torch.testing.assert_close(flat(found.parameters()), flat(expected.parameters()), rtol=1e-3, atol=1e-5)
+    smooth = train(data.x, data.y, 3, Training(**vars(t) | dict(schedule='cosine')), 7, 'cpu')
+    assert (flat(smooth.parameters()) - flat(expected.parameters())).norm() > 10 * (flat(found.parameters()) - flat(expected.parameters())).norm()
+
+
+def test_rded_learns_what_the_teacher_says():
+    "Whatever the labels of the set are; with half a cosine, and without decay of biases."
+    data = toy(n=60)
+    teacher = train(data.x, data.y, 3, Training(width=8, epochs=30, batch=16), 0, 'cpu')
+    wrong = GroupedDataset(data.x, (data.y + 1) % 3, mean=data.mean, std=data.std, classes=data.classes)
+    t = protocol('rded', training=Training(width=8), epochs=40, lr=.01)
+    net = train(wrong.x, wrong.y, 3, t, 0, 'cpu', teacher)
+    assert (predict(net, data.x) == predict(teacher, data.x)).double().mean() > .8
+    row = evaluate(wrong, toy(seed=1), Training(width=8), 1, device='cpu', protocol='rded', teacher=teacher)
+    assert row['labels'] == 'teacher' and row['training']['protocol'] == 'rded' and row['training']['batch'] == 50
+    together = train_together(data.x, data.y, 3, protocol('rded', training=Training(width=4), epochs=3), (0, 1), 'cpu', teacher)
+    alone = train(data.x, data.y, 3, protocol('rded', training=Training(width=4), epochs=3), 1, 'cpu', teacher)
+    torch.testing.assert_close(flat(together[1].parameters()), flat(alone.parameters()), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match='teacher') as e: evaluate(wrong, toy(seed=1), FAST, 1, device='cpu', protocol='rded')
+    assert one_line(e)
+
+
+def test_a_protocol_is_chosen_by_the_data():
+    for name in PROTOCOLS: assert protocol(name, 'mnist/test', training=Training('mlp', width=9)).width == 9
+    assert [(protocol('dc', d).augment, protocol('dc', d).epochs) for d in ('mnist/test', 'MNIST', 'cifar10', '')] == [('dc', 1001)] * 2 + [('', 301)] * 2
+    assert [protocol('rded', 'cifar10', ipc).batch for ipc in (1, 10, 50)] == [10, 50, 100]
+    assert 'flip' not in str(protocol('rded', 'mnist')) and protocol('rded', 'cifar10').augment == 'flips'
+    row = evaluate(set_of(toy()), toy(seed=1), FAST, 1, device='cpu', protocol='dc')
+    assert row['training'] == protocol('dc', 'toy', training=FAST).describe() | dict(protocol='dc') and row['evaluation_steps'] == 301
+    for kw in (dict(name='dd'), dict(name='dc', epochs=0), dict(name='dc', schedule='linear')):
+        with pytest.raises(ValueError) as e: protocol(**kw)
+        assert one_line(e)
+
+
+def test_augmentations_of_the_field():
+    "Every image moves by itself; what is moved out is lost, what comes in is the mean of the batch or zero."
+    from rdd_nb.core import generator
+    from rdd_nb.evaluation import _augmented
+    x = torch.zeros(200, 1, 28, 28)
+    x[..., 10:18, 12:16] = 1
+    out = _augmented(x, 'dc', generator(0))
+    assert len(torch.unique(out.flatten(1), dim=0)) > 50 and out.min() > -.2
+    rows = [out[:, 0, r].amax(1) > .9 for r in range(28)]                              # how far the bar comes up and down
+    assert [bool(rows[r].any()) for r in (5, 6, 20, 22)] == [False, True, True, False]
+    corners = out[:, 0, 0, 0]                                                          # the mean of the batch, or 0 where it was scaled
+    assert (corners - x.mean()).abs().min() < 1e-4 and (corners.abs() < 1e-6).sum() > 40
+    for name in ('dsa', 'dsa-digits', 'flips', 'dc', ''):
+        y = _augmented(x, name, generator(1))
+        assert y.shape == x.shape and torch.isfinite(y).all() and torch.equal(y, _augmented(x, name, generator(1)))
+    with pytest.raises(ValueError, match='dsaa'): _augmented(x, 'dsaa', generator(1))
+
+
+@pytest.mark.parametrize('kw', [dict(optimizer='sgdd'), dict(schedule='linear'), dict(temperature=0), dict(epochs=10**22), dict(epochs=True and 0)], ids=str)
+def test_settings_of_protocols_out_of_range(kw):
+    with pytest.raises(ValueError) as e: Training(**kw)
+    assert one_line(e)
+
+
+# Metrics of one's own, kept predictions, no groups
+
+def test_own_metrics_and_kept_predictions(tmp_path):
+    data, test = toy(), toy(n=70, seed=2)
+    s, path = set_of(data), tmp_path / 'predictions.safetensors'
+    seen = []
+    metrics = dict(hit=lambda y, p, g: np.mean(y == p), few=lambda y, p, g: (seen.append((y, p, g)), np.mean((y == p)[g == 1]))[1])
+    row = evaluate(s, test, FAST, 2, device='cpu', metrics=metrics, keep=path)
+    assert row['metrics'] == pytest.approx(dict(hit=row['accuracy'], few=row['group_accuracy']['few'])) and len(seen) == 2
+    frame = read_predictions(path)
+    assert frame.columns.tolist() == ['y', 'group', 'network 0', 'network 1'] and frame.y.tolist() == [test.classes[c] for c in test.y]
+    assert [(frame.y == frame[f'network {k}']).mean() for k in (0, 1)] == pytest.approx(row['by_network']['accuracy'])
+    assert frame.group.tolist() == [test.groups[g] for g in test.group] and [p.name for p in tmp_path.iterdir()] == [path.name]
+    by_tree = evaluate_estimator(DecisionTreeClassifier(), s, test.without_groups(), keep=path, metrics=dict(g=lambda y, p, g: float(g is None)))
+    assert read_predictions(path).columns.tolist() == ['y', 'network 0'] and by_tree['metrics'] == dict(g=1.)
+    json.dumps(row, allow_nan=False)
+    for bad in ('good', float('nan'), None, [1, 2]):
+        with pytest.raises(ValueError, match=r"metrics\['m'\]") as e: evaluate(s, test, FAST, 1, device='cpu', metrics=dict(m=lambda y, p, g: bad))
+        assert one_line(e)
+
+
+def test_other_files_are_no_predictions(tmp_path):
+    from rdd_nb.synthetic import save
+    save(set_of(toy()), tmp_path / 's.safetensors')
+    (tmp_path / 'b.safetensors').write_bytes(b'no')
+    for name, error in (('s', ValueError), ('b', ValueError), ('c', FileNotFoundError)):
+        with pytest.raises(error) as e: read_predictions(tmp_path / f'{name}.safetensors')
+        assert one_line(e)
+
+
+def test_without_groups_the_worst_is_a_class():
+    row = evaluate(set_of(toy()), toy(n=90, seed=1, groups=False), FAST, 1, device='cpu')
+    assert row['worst_class_group']['name'] == row['worst_class']['name'] and not any('|all' in n for n in row['notes'])

@@ -1,5 +1,6 @@
 """What is no lesson about `rdd_nb.foreign`: oracles for whitening and unpacking, odd files, bad input."""
 import math
+import os
 import warnings
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from rdd_nb.core import generator
-from rdd_nb.foreign import CONSTANTS, Whitening, read, unpack, write
+from rdd_nb.foreign import CONSTANTS, Whitening, read, read_runs, unpack, write
 from rdd_nb.synthetic import SyntheticDataset, save
 
 
@@ -241,3 +242,99 @@ def test_unreadable_arguments():
     for kw, message in ((dict(kind='pca'), 'choose from mtt, rfad'), (dict(train=torch.rand(1, 1, 4, 4)), 'two at least')):
         with pytest.raises(ValueError, match=message): Whitening(**dict(train=torch.rand(5, 1, 4, 4)) | kw)
     with pytest.raises(ValueError, match='factor=0'): unpack(torch.rand(1, 1, 4, 4), 0)
+
+
+# Files that claim more than they hold
+
+def small(path, content, **kw):
+    torch.save(content, path, **kw)
+    assert path.stat().st_size < 10_000
+    return path
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_tensors_larger_than_the_file_are_refused(tmp_path, zipped):
+    y = torch.arange(2)
+    endless = torch.zeros(1).expand(10**12, 1, 1, 1)
+    for content in ([endless, torch.zeros(1).expand(10**12)], endless, dict(data=[[torch.zeros(1).expand(2, 1, 10**6, 10**6), y]]),
+                    dict(data=[[torch.zeros(2, 1, 4, 4), y]], accs_all_exps=dict(ConvNet=torch.zeros(1).expand(10**13)))):
+        with pytest.raises(ValueError, match='more than it has room for') as e:
+            read(small(tmp_path / 'images.pt', content, _use_new_zipfile_serialization=zipped), 'mnist')
+        assert '\n' not in str(e.value) and len(str(e.value)) < 300
+
+
+@pytest.mark.parametrize('label', [10**11, 2**16, 2**62])
+def test_labels_no_data_set_has_are_refused(tmp_path, label):
+    path = small(tmp_path / 'data.pt', [torch.rand(2, 1, 4, 4), torch.tensor([0, label])])
+    with pytest.raises(ValueError, match=f'labels run from 0 to {label}, expected 0 to 65535'): read(path)
+
+
+def test_archives_that_unpack_to_far_more_are_refused(tmp_path):
+    import zipfile
+    np.savez_compressed(tmp_path / 'a.npz', images=np.zeros((100, 3, 512, 512), dtype=np.float32), labels=np.arange(100))
+    torch.save([torch.zeros(100, 3, 512, 512), torch.arange(100)], tmp_path / 'whole.pt')
+    with zipfile.ZipFile(tmp_path / 'whole.pt') as whole, zipfile.ZipFile(tmp_path / 'b.pt', 'w', zipfile.ZIP_DEFLATED) as packed:
+        for i in whole.infolist(): packed.writestr(i.filename, whole.read(i))
+    for name in ('a.npz', 'b.pt'):
+        assert (tmp_path / name).stat().st_size < 10**6
+        with pytest.raises(ValueError, match='would unpack to 31') as e: read(tmp_path / name, 'cifar10')
+        assert '\n' not in str(e.value)
+
+
+def test_a_header_that_promises_more_than_the_array(tmp_path):
+    import io, zipfile
+    np.save(buffer := io.BytesIO(), np.zeros((2, 1, 4, 4), dtype=np.float32))
+    head = buffer.getvalue().replace(b'(2, 1, 4, 4)', b'(10**14, 1,)')
+    for claim in (b'(9999999999, )', b'(2, 1, 4, 999999999)'):
+        content = buffer.getvalue().replace(b'(2, 1, 4, 4), }' + b' ' * (len(claim) - 12), claim + b', }', 1)
+        assert content != buffer.getvalue()
+        with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as z:
+            z.writestr('images.npy', content)
+            z.writestr('labels.npy', head)
+        with pytest.raises(ValueError, match='not a readable .npz file'): read(tmp_path / 'a.npz', 'mnist')
+
+
+def test_a_list_that_holds_itself_many_times(tmp_path):
+    "2**40 paths through 41 lists; each is looked at once."
+    nested = [torch.zeros(1)]
+    for _ in range(40): nested = [nested, nested]
+    with pytest.raises(ValueError, match='not a distilled set'): read(small(tmp_path / 'a.pt', dict(a=nested)), 'mnist')
+
+
+# Runs, and what their authors measured
+
+def test_all_runs_are_read(tmp_path):
+    runs = [[torch.full((2, 1, 4, 4), k / 4 - .25), torch.tensor([0, 1])] for k in range(3)]
+    path = dc(tmp_path / 'res.pt', data=runs, accs_all_exps=dict(ConvNet=[np.float64(.5), np.float32(.75)], MLP=[], LeNet=[math.nan], VGG11='x'))
+    found = read_runs(path, mean=0, std=1, classes=['a', 'b'])
+    assert [s.x[0, 0, 0, 0].item() for s in found] == [-.25, 0, .25] and [s.provenance['experiment'] for s in found] == [0, 1, 2]
+    assert all(s.classes == ['a', 'b'] and s.provenance['measured'] == dict(ConvNet=dict(mean=.625, sd=.125, n=2)) for s in found)
+    save(found[0], tmp_path / 's.safetensors')
+    assert len(read_runs(tmp_path / 's.safetensors')) == 1 and len(read_runs(write(found[0], tmp_path / 'a.pt', 'idc'))) == 1
+    for lists in ({}, [], 3, None, dict(ConvNet=3), dict(ConvNet=[[]]), {3: [.5]}):
+        s = read(dc(tmp_path / 'odd.pt', data=runs, accs_all_exps=lists), mean=0, std=1)
+        assert s.provenance['measured'] == (dict([('3', dict(mean=.5, sd=0., n=1))]) if lists == {3: [.5]} else {})
+
+
+OTHERS = Path(os.environ.get('RDD_NB_DATA', '.')) / 'distilled-sets'
+
+
+@pytest.mark.skipif(not OTHERS.is_dir(), reason='needs RDD_NB_DATA/distilled-sets')
+@pytest.mark.parametrize('path', sorted(p for p in OTHERS.glob('*') if p.suffix in ('.pt', '.npz')), ids=lambda p: p.name)
+def test_published_files(path):
+    "Each is read with all its runs, or refused in one line."
+    name = 'mnist' if 'MNIST' in path.name or path.name.startswith('ka') else 'cifar100' if 'CIFAR100' in path.name else 'cifar10'
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        if path.name.startswith('gn_'):
+            with pytest.raises(ValueError, match='its images have shape') as e: read_runs(path, name)
+            assert '\n' not in str(e.value)
+            return
+        found = read_runs(path, name)
+    held = torch.load(path, weights_only=False) if path.name.startswith('dg_') else None      # as plain as can be, for files we know
+    if held:
+        assert len(found) == len(held['data']) and all(torch.equal(s.x, x) for s, (x, _) in zip(found, held['data']))
+        for a, values in held['accs_all_exps'].items():
+            if len(values): assert found[0].provenance['measured'][a]['mean'] == pytest.approx(np.mean(values))
+            else: assert a not in found[0].provenance['measured']
+    assert all(len(s.classes) == CONSTANTS[name][2] for s in found)
