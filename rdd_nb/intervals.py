@@ -92,7 +92,8 @@ def accuracy_interval(
 # %% ../nbs/47_intervals.ipynb #fed3310a
 METRICS = ('accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy', 'tail_class_group_accuracy',
            'balanced_accuracy', 'cluster_min_accuracy', 'reference_cluster_min_accuracy', 'seconds', 'peak_mb',
-           'adjusted_accuracy', 'worst_class_accuracy', 'tail_group_accuracy', 'ece', 'corruption_accuracy')
+           'adjusted_accuracy', 'worst_class_accuracy', 'tail_group_accuracy', 'ece', 'corruption_accuracy',
+           'deo_m', 'deo_a')
 
 def _over_seeds(name, values, n=None):
     if name.endswith('accuracy') and all(0 <= v <= 1 for v in values): return accuracy_interval(values, n)

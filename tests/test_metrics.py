@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdd_nb.data import GroupedDataset
-from rdd_nb.intervals import wilson
-from rdd_nb.metrics import GroupFrame, NoiseWarning, ece, group_metrics, notes, population_shares, summary_metrics, tidy
+from rdd_nb.intervals import accuracy_interval, wilson
+from rdd_nb.metrics import (GroupFrame, NoiseWarning, deo, ece, group_metrics, notes, population_shares,
+                            summary_metrics, tidy)
 
 
 def dataset(y, group, classes=2, groups=3):
@@ -133,6 +134,60 @@ def test_adjusted_average(seed):
         population_shares(train.without_groups()).values())
 
 
+# Difference of equalised odds
+
+def gaps(predicted, y, group):
+    "The gap of every class by plain loops over the samples, as the papers define it."
+    found = []
+    for c in sorted(set(y)):
+        accuracy = []
+        for g in sorted(set(group)):
+            hits = [p == c for p, t, h in zip(predicted, y, group) if t == c and h == g]
+            if hits: accuracy.append(sum(hits) / len(hits))
+        found.append(max(accuracy) - min(accuracy))
+    return found
+
+
+def random_case(classes, groups, seed, n=400):
+    g = torch.Generator().manual_seed(seed)
+    y, group = torch.randint(classes, (n,), generator=g), torch.randint(groups, (n,), generator=g)
+    right = torch.rand(n, generator=g) < .3 + .5 * group / groups
+    return torch.where(right, y, torch.randint(classes, (n,), generator=g)), y, group
+
+
+@pytest.mark.parametrize('classes, groups', [(2, 2), (3, 2), (4, 3)])
+@pytest.mark.parametrize('seed', range(3))
+def test_deo_is_that_of_plain_loops(classes, groups, seed):
+    predicted, y, group = random_case(classes, groups, seed)
+    expected = gaps(predicted.tolist(), y.tolist(), group.tolist())
+    row = group_metrics(predicted, dataset(y, group, classes, groups))
+    assert deo(row) == pytest.approx(dict(deo_m=max(expected), deo_a=np.mean(expected)))
+    assert {k: v for k, v in summary_metrics(row, minimum=1).items() if k.startswith('deo')} == deo(row)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_deo_is_that_of_fairlearn(seed):
+    "For two classes DEO_M is the larger gap of true and false positive rates, and DEO_A their mean."
+    fairlearn = pytest.importorskip('fairlearn.metrics')
+    predicted, y, group = random_case(2, 3, seed)
+    found = deo(group_metrics(predicted, dataset(y, group)))
+    for key, agg in (('deo_m', 'worst_case'), ('deo_a', 'mean')):
+        expected = fairlearn.equalized_odds_difference(y.numpy(), predicted.numpy(), sensitive_features=group.numpy(),
+                                                       agg=agg)
+        assert found[key] == pytest.approx(expected)
+
+
+def test_deo_where_parts_are_missing_or_small():
+    y, group = torch.tensor([0] * 40 + [1] * 20), torch.tensor([0] * 20 + [1] * 20 + [0] * 17 + [1] * 3)
+    predicted = torch.where(torch.arange(60) < 10, 1, y)
+    predicted[57:] = 0                                     # the three of class 1 in group 1 are wrong
+    row = group_metrics(predicted, dataset(y, group, groups=2))
+    assert deo(row) == dict(deo_m=1, deo_a=.75) and deo(row, minimum=10) == dict(deo_m=.5, deo_a=.5)
+    assert summary_metrics(row)['deo_m'] == .5
+    alone = group_metrics(y, dataset(y, torch.zeros_like(y)))
+    assert deo(alone) == {} and 'deo_m' not in summary_metrics(alone)
+
+
 # Tables
 
 def rows():
@@ -166,9 +221,9 @@ def test_the_shape_of_metricframe():
     assert several.difference().accuracy.to_dict() == pytest.approx(dict(kmeans=.9 - .52, rdd=.95 - .57))
     assert several.difference('to_overall').accuracy.to_dict() == pytest.approx(dict(kmeans=.28, rdd=.28))
     assert several.ratio('to_overall').accuracy['rdd'] == pytest.approx(.57 / .85)
-    # Student's interval over the three seeds
-    half = 4.302652729911275 * .02 / 3**.5
-    assert tuple(several.by_group.loc[('rdd', 'few'), ['low', 'high']]) == pytest.approx((.57 - half, .57 + half))
+    over_seeds = accuracy_interval([.55, .57, .59], 100)
+    assert list(several.by_group.loc[('rdd', 'few'), ['low', 'high']]) == pytest.approx([over_seeds[k] for k in ('low', 'high')])
+    assert over_seeds['high'] - .57 == pytest.approx(4.302652729911275 * .02 / 3**.5, rel=.03)      # Student's, nearly
     for frame in (one, several):
         assert '<table' in frame._repr_html_() and 'few' in repr(frame)
         for f in (frame.difference, frame.ratio):
