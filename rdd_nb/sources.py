@@ -39,7 +39,7 @@ def _item(dataset, i):
         raise ValueError(f'dataset[{i}] must be (image, integer label), got {got}') from None
     return _pil_tensor(image) if hasattr(image, 'getbands') else torch.as_tensor(image), label
 
-# %% ../nbs/07_sources.ipynb #ffab9d46
+# %% ../nbs/07_sources.ipynb #b4ed51f3
 def from_torch(
     dataset,    # map-style: `len(dataset)` and `dataset[i] == (image, label)`
     **options,  # for `from_arrays`; classes: by default `dataset.classes`
@@ -48,15 +48,13 @@ def from_torch(
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, '__len__') and hasattr(dataset, '__getitem__')):
         raise ValueError(f'dataset must be map-style (a length, items (image, label)), got {type(dataset).__name__}')
     if not len(dataset): raise ValueError('dataset is empty')
-    x, y = None, []
-    for i in tqdm(range(len(dataset)), desc='reading', delay=2, leave=False):
-        image, label = _item(dataset, i)
-        if x is None: x = torch.empty((len(dataset), *image.shape), dtype=image.dtype)
-        if image.shape != x.shape[1:]:
-            raise ValueError(f'dataset[{i}] has shape {tuple(image.shape)}, the items before it {tuple(x.shape[1:])}')
-        x[i] = image
-        y.append(label)
-    return from_arrays(x, y, **dict(classes=getattr(dataset, 'classes', None), name='torch') | options)
+    items = (_item(dataset, i) for i in tqdm(range(len(dataset)), desc='reading', delay=2, leave=False))
+    x, y = zip(*items)
+    odd = [i for i, image in enumerate(x) if image.shape != x[0].shape]
+    if odd:
+        a, b = tuple(x[odd[0]].shape), tuple(x[0].shape)
+        raise ValueError(f'dataset[{odd[0]}] has shape {a}, the first item {b}')
+    return from_arrays(torch.stack(x), y, **dict(classes=getattr(dataset, 'classes', None), name='torch') | options)
 
 # %% ../nbs/07_sources.ipynb #316d713c
 def _existing_folder(path, what):
@@ -117,6 +115,7 @@ def _read_image(path, use):
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise ValueError(f'{str(path)!r}: not a readable image ({_cause(e)})') from None
 
+# %% ../nbs/07_sources.ipynb #ed6a70e4
 def _scaled(image, size):
     "The shorter side scaled to `size` pixels and the middle cut out, for any number of leading axes."
     if size is None: return image
@@ -146,7 +145,7 @@ def from_folder(
     except (FileNotFoundError, ValueError) as e: raise type(e)(f'folder {str(folder)!r}: {e}') from None
     return GroupedDataset(_pixels(files, size, grey), [c for _, c in files], classes=classes, name=folder.name)
 
-# %% ../nbs/07_sources.ipynb #f4ed5e52
+# %% ../nbs/07_sources.ipynb #7cf5692d
 def _pixels(files, size, grey):
     "The images of all files, bytes (n, C, H, W)."
     if grey is None: grey = all(_read_image(path, lambda im: im.mode in ('1', 'L', 'LA')) for path, _ in files)
@@ -160,7 +159,7 @@ def _pixels(files, size, grey):
         x[i] = image
     return x
 
-# %% ../nbs/07_sources.ipynb #d05fa117
+# %% ../nbs/07_sources.ipynb #9744c2d7
 def _from_image_folder(name, size):
     "{part: raw data set}; 'train' is everything where the folder has no parts of its own."
     folder = _existing_folder(name, 'data set')
@@ -200,7 +199,7 @@ _MD5 = {     # of the images (n, C, H, W) and the labels, as bytes: training and
 }
 _CIFAR10 = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
 
-# %% ../nbs/07_sources.ipynb #822e6731
+# %% ../nbs/07_sources.ipynb #7490e23f
 def _idx_gz(path, head):
     "The values of a packed IDX file, whose head has `head` bytes."
     with gzip.open(path) as f: return np.frombuffer(f.read(2**26), np.uint8, offset=head)
@@ -217,7 +216,7 @@ def _tiles(folder, train):
         x[k] = tile.permute(1, 3, 0, 2, 4).reshape(2500, 3, 32, 32)
     return x.reshape(-1, 3, 32, 32), np.array(y, np.uint8)
 
-# %% ../nbs/07_sources.ipynb #90758f1c
+# %% ../nbs/07_sources.ipynb #6414ff4e
 def _packed(name, folder, train):
     "Images, labels and class names of a packed set, if it is the published one."
     start = str(folder / ('train' if train else 't10k'))
@@ -242,7 +241,7 @@ def _laid_out(name, root, train, download):
     x, y = torch.as_tensor(found.data), torch.as_tensor(found.labels if name == 'svhn' else found.targets)
     return x.permute(0, 3, 1, 2) if name.startswith('cifar') else x, y, getattr(found, 'classes', None)
 
-# %% ../nbs/07_sources.ipynb #50bccc8e
+# %% ../nbs/07_sources.ipynb #acc3ff1f
 def _named(name, root, download, train):
     "One part of a named set, raw."
     layout, root = SOURCES[name][1], _root(root)
@@ -259,7 +258,7 @@ def _named(name, root, download, train):
         where = str(root / (name if packed else layout))
         raise ValueError(f'{name}: {doing} {where!r} ({type(e).__name__}: {_cause(e)})') from None
 
-# %% ../nbs/07_sources.ipynb #dbe2fe73
+# %% ../nbs/07_sources.ipynb #921fd41b
 def _fewer(data, n, what):
     "`n` samples of `data`, always the same; all of them for None."
     if n is None or whole(what, n, 1, len(data)) == len(data): return data
@@ -283,7 +282,7 @@ TASKS = {  # name: the data set, its shift
     'cifar10-s': ('cifar10', 'half-grey'),
 }
 
-# %% ../nbs/07_sources.ipynb #3ac17f1b
+# %% ../nbs/07_sources.ipynb #a56bb428
 def _asked(name, shift, share, data_seed, **extra):
     "What `load_data` was asked for, with the defaults of name and shift."
     if not isinstance(name, (str, os.PathLike)) or not str(name) or not str(name).isprintable():
@@ -295,14 +294,20 @@ def _asked(name, shift, share, data_seed, **extra):
     given = {k: v for k, v in extra.items() if v is not None}
     return dict(name=str(name), shift=own if shift is None else shift, share=share, data_seed=data_seed) | given
 
-# %% ../nbs/07_sources.ipynb #060a7991
+# %% ../nbs/07_sources.ipynb #7207d584
 def _digits():
     from sklearn.datasets import load_digits
     raw = load_digits()
     return GroupedDataset(torch.from_numpy(raw.images).float().div(16)[:, None], raw.target, name='digits')
 
-def _read(name, root, download, size):
-    "{part: raw data set} of a name, a folder or a file; only 'train' if it has no parts of its own."
+def _read(name, root, download, size, limit):
+    "{part: raw data set}; only 'train' if the data have no parts of their own."
+    parts = _found(name, root, download, size)
+    return {part: _resized(data, size, limit if part == 'train' else None) for part, data in parts.items()}
+
+# %% ../nbs/07_sources.ipynb #6d10f6be
+def _found(name, root, download, size):
+    "{part: raw data set} behind a name, a folder or a file."
     if root is not None: _existing_folder(root, 'root')
     path, name = Path(name).expanduser(), TASKS.get(name, [name])[0]
     if name == 'digits': return dict(train=_digits())
@@ -312,7 +317,7 @@ def _read(name, root, download, size):
     known = ', '.join(['digits', *SOURCES, *TASKS])
     raise ValueError(f'data set {shown(name)} is unknown; known are {known}, a folder of images, or an .npz file')
 
-# %% ../nbs/07_sources.ipynb #43dd0a87
+# %% ../nbs/07_sources.ipynb #937033ff
 def _amounts(name, parts, val, test):
     "Validation and test part for `split`."
     digits = name == 'digits'
@@ -320,7 +325,7 @@ def _amounts(name, parts, val, test):
     elif test is None: test = 500 if digits else .25
     return parts.get('val', 200 if digits else .1) if val is None else val, test
 
-# %% ../nbs/07_sources.ipynb #6eafdc4f
+# %% ../nbs/07_sources.ipynb #47f9f439
 @contextmanager
 def _enough_memory():
     "Memory that runs out becomes one line that names the settings."
@@ -346,8 +351,7 @@ def load_data(
     "Load by name and split without leaks. Raises `ValueError` or `FileNotFoundError` in one line."
     source = _asked(name, shift, share, data_seed, size=size, limit=limit, val=val, test=test)
     planted = as_shift(None if source['shift'] == 'none' else source['shift'], share)
-    parts = _read(source['name'], root, download, size)
-    parts = {part: _resized(data, size, limit if part == 'train' else None) for part, data in parts.items()}
+    parts = _read(source['name'], root, download, size, limit)
     splits = split(parts['train'], *_amounts(name, parts, val, test), data_seed, planted)
     splits.source = source
     return splits

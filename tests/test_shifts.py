@@ -7,8 +7,8 @@ from PIL import Image
 
 from rdd_nb.core import generator
 from rdd_nb.data import from_arrays, overlap, split
-from rdd_nb.shifts import (COLOURS, SHIFTS, as_shift, blur, class_colours, exact_share, invert_transpose, skewed_colours,
-                           two_looks)
+from rdd_nb.shifts import (COLOURS, SHIFTS, as_shift, blur, class_colours, exact_share, greyed, invert_transpose,
+                           skewed_colours, two_looks)
 from test_data import images, one_line, photos
 
 
@@ -183,6 +183,7 @@ def test_half_grey():
     assert s.train.counts().to_numpy().tolist() == [[45, 5], [45, 5], [5, 45], [5, 45]]
     assert s.test.counts().to_numpy().tolist() == [[50, 50]] * 4
     grey, colour = s.test.bytes[:200], s.test.bytes[200:]
+    assert (greyed(colour / 255) * 255).round().byte().equal(grey)
     for a, b in zip(grey, colour):
         luma = np.asarray(Image.fromarray(b.permute(1, 2, 0).numpy()).convert('L'))
         assert (a.numpy() == luma).all()
