@@ -11,7 +11,6 @@ from collections import namedtuple
 import numpy as np
 import torch
 from fastcore.basics import patch
-from PIL import Image
 from torch.utils.data import Dataset
 from .core import generator
 
@@ -93,13 +92,14 @@ class GroupedDataset(Dataset):
         self.mean, self.std = (_per_channel(v, x) for v in (0. if mean is None else mean, 1. if std is None else std))
         if not (self.std > 0).all(): raise ValueError(f'std must be positive, got {self.std.tolist()}')
 
-# %% ../nbs/05_data.ipynb #3ab2faed
+# %% ../nbs/05_data.ipynb #18eaeec5
 def _class_names(y, classes):
     found = y.unique()
     if classes is None and (found[0] != 0 or found[-1] != len(found) - 1):
         raise ValueError(f'y must hold the labels 0..C-1, each at least once, got {str(found.tolist())[:60]}')
     return _names(y, classes, 'y')
 
+# %% ../nbs/05_data.ipynb #3c475cbb
 @patch(as_prop=True)
 def stored(self: GroupedDataset):
     "The samples as they are kept: `bytes`, or normalised floats."
@@ -114,14 +114,14 @@ def __repr__(self: GroupedDataset):
     shape = tuple(self.stored.shape[1:])
     return f'GroupedDataset({self.name or "unnamed"}: {len(self)} x {shape}, {self.n_classes} classes, {groups})'
 
-# %% ../nbs/05_data.ipynb #ecb02002
+# %% ../nbs/05_data.ipynb #9fe6507b
 @patch
 def normalise(self: GroupedDataset, raw):
     "Raw values to what the networks see: `(raw - mean) / std`, channel by channel."
     mean, std = (s[:, None, None] if raw.ndim > 2 else s for s in (self.mean.to(raw.device), self.std.to(raw.device)))
     return (raw - mean).div_(std)
 
-# %% ../nbs/05_data.ipynb #a4559693
+# %% ../nbs/05_data.ipynb #21d20c81
 @patch
 def batch(self: GroupedDataset,
     idx,          # index, indices, slice or mask
@@ -131,6 +131,7 @@ def batch(self: GroupedDataset,
     part = (self.bytes if self._x is None else self._x)[idx].to(device or self.y.device)
     return part if self._x is not None else self.normalise(_unit(part))
 
+# %% ../nbs/05_data.ipynb #2196b32c
 @patch(as_prop=True)
 def x(self: GroupedDataset):
     "All samples as normalised float32, (n, ...)."
@@ -182,7 +183,7 @@ def channel_stats(
     varies = (var > 0) & (var > 1e-12 * mean.square())
     return six_digits(mean), six_digits(torch.where(varies, var.sqrt(), 1.))
 
-# %% ../nbs/05_data.ipynb #c0dfa92f
+# %% ../nbs/05_data.ipynb #43f86407
 @patch
 def renormalise(self: GroupedDataset,
     mean=None,  # one number or one per channel; None: those of this data set's own raw values
@@ -210,7 +211,7 @@ def without_groups(self: GroupedDataset):
     "What a method may see: the same images and labels, no groups."
     return self._with(group=None, groups=None)
 
-# %% ../nbs/05_data.ipynb #2c40cdd4
+# %% ../nbs/05_data.ipynb #84fa7cd7
 @patch
 def to(self: GroupedDataset, device):
     "The same data on another device."
@@ -251,15 +252,15 @@ def _strip(self, picked):
     x = torch.nn.functional.pad(x[:, :3 if x.shape[1] == 3 else 1].expand(-1, 3, -1, -1), (0, 1), value=.5)
     return torch.cat(list(x), -1).permute(1, 2, 0).mul(255).round().byte().numpy()
 
-# %% ../nbs/05_data.ipynb #47628484
+# %% ../nbs/05_data.ipynb #2646cff8
 @patch
 def show(self: GroupedDataset,
     n=8,  # images per group, one class after the other
 ):
-    "A row of images for each group. Returns the matplotlib axes, one per row."
+    "A row of images for each of the first groups. Returns the matplotlib axes, one per row."
     if self.stored.ndim != 4: raise ValueError(f'show needs images, got a table of {self.stored.shape[1]} columns')
     import matplotlib.pyplot as plt
-    rows, width = list(_of_each_group(self, n)), self.stored.shape[3] + 1
+    rows, width = list(_of_each_group(self, n))[:8], self.stored.shape[3] + 1
     size = (.75 * n, .85 * len(rows) + .2)
     fig, axes = plt.subplots(len(rows), figsize=size, dpi=80, squeeze=False, layout='constrained')
     for (group, picked), ax in zip(rows, axes[:, 0]):
@@ -273,28 +274,20 @@ def show(self: GroupedDataset,
     return axes[:, 0]
 
 # %% ../nbs/05_data.ipynb #9fa34573
-def _figure(self, group, picked):
-    "The images of a group as one PNG inside the page."
-    out = io.BytesIO()
-    Image.fromarray(_strip(self, picked)).save(out, 'PNG')
-    names = ', '.join(self.classes[self.y[i]] for i in picked)
-    alt = html.escape(f'{len(picked)} images' + (f' of {group}' if group else '') + f': {names}')
-    caption = f'<figcaption>{html.escape(group)}</figcaption>' if group else ''
-    style = 'height:2.5em;max-width:100%;image-rendering:pixelated'
-    source = f'data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}'
-    return f'<figure style="margin:.3em 0">{caption}<img alt="{alt}" src="{source}" style="{style}"></figure>'
-
-# %% ../nbs/05_data.ipynb #8c5c1dba
 @patch
 def _repr_html_(self: GroupedDataset):
     "In a notebook: the name, images of the first groups, and the counts of the first classes."
-    rows = list(_of_each_group(self, 12))[:8] if self.stored.ndim == 4 else []
-    strips = ''.join(_figure(self, *row) for row in rows)
-    counts, shape = self.counts(), ' x '.join(str(s) for s in self.stored.shape[1:])
+    head = f'<p>{html.escape(repr(self))}</p>'
+    if self.stored.ndim == 4:
+        import matplotlib.pyplot as plt
+        out, figure = io.BytesIO(), self.show(12)[0].figure
+        figure.savefig(out, format='png')
+        plt.close(figure)
+        source = base64.b64encode(out.getvalue()).decode()
+        head += f'<img alt="images of each group" src="data:image/png;base64,{source}">'
+    counts = self.counts()
     more = f'<p>and {len(counts) - 20} more classes</p>' if len(counts) > 20 else ''
-    head = f'<b>{html.escape(self.name or "unnamed")}</b>: {len(self)} samples of {shape}, {self.n_classes} classes'
-    if self.group is None: head += ', groups unknown'
-    return f'<p>{head}</p>{strips}{counts.head(20).T.to_html(escape=True)}{more}'
+    return head + counts.head(20).T.to_html(escape=True) + more
 
 # %% ../nbs/05_data.ipynb #2a70521a
 def _update(digest, what, kind, shape, blocks):
@@ -304,6 +297,7 @@ def _update(digest, what, kind, shape, blocks):
         array = block.cpu().contiguous().numpy()
         digest.update(array.astype(array.dtype.newbyteorder('<'), copy=False).tobytes())
 
+# %% ../nbs/05_data.ipynb #181b1b39
 @patch
 def hash(self: GroupedDataset):
     "sha256 over x, y, group, mean and std. The same on every platform and device; names do not count."
@@ -330,7 +324,7 @@ def _raw_values(x, channels_last=False):
     x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2) if channels_last else x
     return x.float() if x.is_floating_point() else x
 
-# %% ../nbs/05_data.ipynb #7e527f3a
+# %% ../nbs/05_data.ipynb #b896bc37
 def _in_range(x):
     "Raw images `x`, if their values can be pixels."
     if x.ndim != 4 or not x.numel(): return x
@@ -343,14 +337,14 @@ def _in_range(x):
         raise ValueError(f'x has values from {span}: float images must lie in [0, 1] (raw, not normalised)')
     return x
 
-# %% ../nbs/05_data.ipynb #d068bac4
+# %% ../nbs/05_data.ipynb #abf58afa
 def _every_class(dataset, complaint):
     "Raises `ValueError` if a class has no sample."
     missing = (dataset.y.bincount(minlength=dataset.n_classes) == 0).nonzero().flatten().tolist()
     if missing: raise ValueError(f'{complaint} class {missing[0]} ({dataset.classes[missing[0]]!r})')
     return dataset
 
-# %% ../nbs/05_data.ipynb #049d9632
+# %% ../nbs/05_data.ipynb #ca3861e9
 def from_arrays(
     x,                    # (n, C, H, W), (n, H, W) or (n, H, W, C) images, uint8 or floats in [0, 1]; or (n, d) rows
     y,                    # (n,) integer labels in 0..C-1, each at least once
@@ -361,7 +355,7 @@ def from_arrays(
     name='arrays',
     normalise=True,       # with own mean and std; False leaves the raw values
 ) -> GroupedDataset:
-    "A data set from numpy arrays or tensors. Raises `ValueError`, in one line, for invalid arrays."
+    "A data set from numpy arrays or tensors. Raises `ValueError` for invalid arrays."
     data = GroupedDataset(_in_range(_raw_values(x, channels_last)), y, group, classes, groups, name=name)
     _every_class(data, 'y holds no samples of')
     return data.renormalise() if normalise else data
@@ -394,7 +388,7 @@ def _fingerprints(dataset):
         found += [hashlib.blake2b(row.tobytes(), digest_size=16, key=shape).digest() for row in rows]
     return found
 
-# %% ../nbs/05_data.ipynb #e37fe9a6
+# %% ../nbs/05_data.ipynb #ada01ab6
 def found_in(
     a,  # GroupedDataset
     b,  # GroupedDataset
@@ -408,14 +402,13 @@ def overlap(a, b) -> int:
     return int(found_in(a, b).sum())
 
 # %% ../nbs/05_data.ipynb #2c7501cf
-def _draw(dataset, n, rng):
-    "A mask over about `n` samples, stratified by class and group; identical samples are drawn together or not at all."
+def _draw(prints, strata, n, rng):
+    "A mask over about `n` samples, stratified; samples with one fingerprint are drawn together or not at all."
     first = {}
-    unit = torch.tensor([first.setdefault(f, len(first)) for f in _fingerprints(dataset)])
-    where = torch.full((len(first),), len(dataset)).scatter_reduce(0, unit, torch.arange(len(dataset)), 'amin')
-    strata = dataset.y if dataset.group is None else dataset.y * len(dataset.groups) + dataset.group
+    unit = torch.tensor([first.setdefault(f, len(first)) for f in prints])
+    where = torch.full((len(first),), len(prints)).scatter_reduce(0, unit, torch.arange(len(prints)), 'amin')
     chosen = torch.zeros(len(first), dtype=torch.bool)
-    chosen[stratified(strata.cpu()[where], min(round(n * len(first) / len(dataset)), len(first)), rng)] = True
+    chosen[stratified(strata[where], min(round(n * len(first) / len(prints)), len(first)), rng)] = True
     return chosen[unit]
 
 # %% ../nbs/05_data.ipynb #3b084187
@@ -427,7 +420,7 @@ def _amount(amount, total, what):
     allowed = f'a fraction in (0, 1), a number in 1..{total - 1} or a GroupedDataset'
     raise ValueError(f'{what} must be {allowed}, got {amount!r}')
 
-# %% ../nbs/05_data.ipynb #d8d37627
+# %% ../nbs/05_data.ipynb #d75e9d65
 def _no_copies(part, dataset, what, of):
     "Refuse (tables: warn of) samples of `part` that occur in `dataset`."
     if not (n := overlap(part, dataset)): return
@@ -435,6 +428,7 @@ def _no_copies(part, dataset, what, of):
     if part.stored.ndim == 4: raise ValueError(line)
     warnings.warn(line, stacklevel=3)
 
+# %% ../nbs/05_data.ipynb #ab64532f
 def _given(part, dataset, what):
     "The raw values of `part`, if it fits `dataset`."
     shape, own = tuple(part.stored.shape[1:]), tuple(dataset.stored.shape[1:])
@@ -446,16 +440,21 @@ def _given(part, dataset, what):
     _no_copies(part, dataset, what, 'training')
     return part.renormalise(0., 1.).to(dataset.y.device)
 
-# %% ../nbs/05_data.ipynb #513f894a
-def _drawn(rest, part, amount, total, key):
-    "(The samples for `part`, all others)."
-    mask = _draw(rest, _amount(amount, total, part), generator('split', part, key))
-    if mask.all() or not mask.any():
-        lacking = 'training' if mask.all() else part
-        raise ValueError(f'{part}={amount!r} of {total} samples leaves none for {lacking} (copies stay together)')
-    return rest.subset(mask), rest.subset(~mask)
+# %% ../nbs/05_data.ipynb #edcb41c5
+def _drawn(raw, wanted):
+    "Indices of the samples of each part in `wanted`, {part: (amount, key)}, in that order; 'train' is what is left."
+    strata = (raw.y if raw.group is None else raw.y * len(raw.groups) + raw.group).cpu()
+    prints, left, found = _fingerprints(raw) if wanted else [], torch.arange(len(raw)), {}
+    for part, (amount, key) in wanted.items():
+        n = _amount(amount, len(raw), part)
+        mask = _draw([prints[i] for i in left.tolist()], strata[left], n, generator('split', part, key))
+        if mask.all() or not mask.any():
+            lacks = 'training' if mask.all() else part
+            raise ValueError(f'{part}={amount!r} of {len(raw)} samples leaves none for {lacks} (copies stay together)')
+        found[part], left = left[mask], left[~mask]
+    return found | dict(train=left)
 
-# %% ../nbs/05_data.ipynb #94796bcc
+# %% ../nbs/05_data.ipynb #34038682
 def _shifted(raw, shift, part, seed):
     "`raw` after the shift; the test part does not depend on the seed."
     rng = generator('shift', part, None if part == 'test' else seed)
@@ -482,19 +481,19 @@ def split(
 ) -> Splits:
     "Stratified, leak-free parts, normalised with the training statistics. Raises `ValueError` for unfit parts."
     _can_shift(shift, dataset, val, test)
-    parts, rest = {}, dataset.renormalise(0., 1.)
-    for part, amount, key in (('test', test, test_seed), ('val', val, seed)):
-        if isinstance(amount, GroupedDataset): parts[part] = _given(amount, dataset, part)
-        elif part == 'test' or isinstance(amount, bool) or amount != 0:
-            parts[part], rest = _drawn(rest, part, amount, len(dataset), key)
-    if isinstance(val, GroupedDataset) and isinstance(test, GroupedDataset): _no_copies(val, test, 'val', 'test')
-    parts['train'] = _every_class(rest, 'no training samples are left for')
+    raw, asked = dataset.renormalise(0., 1.), dict(test=(test, test_seed), val=(val, seed))
+    given = {part: _given(a, dataset, part) for part, (a, _) in asked.items() if isinstance(a, GroupedDataset)}
+    if len(given) == 2: _no_copies(val, test, 'val', 'test')
+    if isinstance(val, int) and val == 0 and val is not False: del asked['val']
+    drawn = _drawn(raw, {part: asked[part] for part in asked if part not in given})
+    parts = given | {part: raw.subset(idx.to(raw.y.device)) for part, idx in drawn.items()}
+    _every_class(parts['train'], 'no training samples are left for')
     return _finished(parts, shift, seed, dataset.name or 'data')
 
-# %% ../nbs/05_data.ipynb #69971a87
+# %% ../nbs/05_data.ipynb #3fb98220
 def _finished(parts, shift, seed, name):
     "Raw parts as `Splits`: shifted, and normalised alike."
-    if shift: parts = {part: _shifted(raw, shift, part, seed) for part, raw in parts.items()}
+    if shift: parts = {part: _shifted(parts.pop(part), shift, part, seed) for part in list(parts)}
     train = parts['train']
     mean, std = getattr(shift, 'stats', None) or channel_stats(train.stored)
     parts.setdefault('val', train.subset([]))
