@@ -91,13 +91,11 @@ def network(self:Training, shape, n_classes, seed):
     return make_model(self.model, shape, n_classes, seed=('evaluation', seed), width=self.width, depth=self.depth,
                       norm=self.norm)
 
-# %% ../nbs/50_evaluation.ipynb #1bd120a6
+# %% ../nbs/50_evaluation.ipynb #425c6a49
 _DC = dict(optimizer='sgd', schedule='step', lr=.01, momentum=.9, weight_decay=5e-4, batch=256, temperature=1.)
 PROTOCOLS = dict(
     dc=_DC | dict(epochs=301, augment=''),
-    dsa=_DC | dict(epochs=1001, augment='dsa'),
-    dm=_DC | dict(epochs=1001, augment='dsa'),
-    mtt=_DC | dict(epochs=1001, augment='dsa'),
+    **dict.fromkeys(('dsa', 'dm', 'mtt'), _DC | dict(epochs=1001, augment='dsa')),
     rded=dict(optimizer='adamw', schedule='half-cosine', lr=.001, weight_decay=.01, epochs=300, augment='flips',
               temperature=20.))
 
@@ -270,7 +268,7 @@ def _train_stack(nets, batches, n, t):
         _advance(optimizer, schedule, t)
     for k, net in enumerate(nets): net.load_state_dict({n: v[k].detach() for n, v in (stacked | buffers).items()})
 
-# %% ../nbs/50_evaluation.ipynb #9269895b
+# %% ../nbs/50_evaluation.ipynb #a7a3dadc
 def train_together(
     x: Tensor,        # as for `train`
     y: Tensor,
@@ -281,7 +279,7 @@ def train_together(
     teacher=None,
 ) -> list: # of networks, as `train` gives them one by one
     "Several networks in one pass over a stack of their parameters; no batch normalisation."
-    if training.norm == 'batch': raise ValueError("norm='batch' has running statistics and cannot be trained in a stack")
+    if training.norm == 'batch': raise ValueError("norm='batch' keeps statistics and cannot be trained in a stack")
     device, t = pick_device(device), training
     x, y, nets = x.to(device), y.to(device), [t.network(x.shape[1:], n_classes, s).to(device) for s in seeds]
     _train_stack(nets, [_batches(x, y, s, t, teacher) for s in seeds], len(y), t)
@@ -300,9 +298,8 @@ def _networks(x, y, n_classes, t, seeds, device, jobs, progress, teacher):
     bar = lambda done: tqdm(done, 'networks', len(seeds), disable=not progress, delay=2, leave=False)
     if jobs == 1 or len(seeds) == 1 or device.type != 'cpu':
         return list(bar(train(x, y, n_classes, t, s, device, teacher) for s in seeds))
-    work = (joblib.delayed(_one_of_many)(x, y, n_classes, t, s, device, teacher) for s in seeds)
     workers = joblib.Parallel(n_jobs=min(jobs or joblib.cpu_count(), len(seeds)), return_as='generator')
-    return list(bar(workers(work)))
+    return list(bar(workers(joblib.delayed(_one_of_many)(x, y, n_classes, t, s, device, teacher) for s in seeds)))
 
 # %% ../nbs/50_evaluation.ipynb #059e5b7c
 def fit_clusters(
@@ -360,7 +357,7 @@ def _own_metrics(metrics, predicted, test):
             raise ValueError(f'metrics[{name!r}] gave {str(values[0])[:60]!r}: expected a finite number')
     return found
 
-# %% ../nbs/50_evaluation.ipynb #fdca4dd9
+# %% ../nbs/50_evaluation.ipynb #3954ffa8
 def _keep(path, given, test):
     "Write what every model answered, beside the truth, as safetensors; whole or not at all."
     tensors = dict(y=test.y, prediction=torch.stack([labels for labels, _ in given]))
@@ -373,10 +370,13 @@ def read_predictions(path) -> pd.DataFrame: # y, group, and the answers of 'netw
     "What `evaluate(..., keep=path)` wrote. Raises `FileNotFoundError`, or `ValueError` for another file."
     tensors, notes = read_tensors(path)
     if 'predictions' not in notes: raise ValueError(f'{path}: a safetensors file, but not one of predictions')
-    about = json.loads(notes['predictions'])
-    columns = {k: np.asarray(about['groups' if k == 'group' else 'classes'])[t.numpy()] for k, t in tensors.items()}
-    networks = {f'network {k}': p for k, p in enumerate(columns.pop('prediction'))}
-    return pd.DataFrame({k: columns[k] for k in ('y', 'group') if k in columns} | networks)
+    try:
+        about = json.loads(notes['predictions'])
+        columns = {k: np.asarray(about['groups' if k == 'group' else 'classes'])[t.numpy()] for k, t in tensors.items()}
+        networks = {f'network {k}': p for k, p in enumerate(columns.pop('prediction'))}
+        return pd.DataFrame({k: columns[k] for k in ('y', 'group') if k in columns} | networks)
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise ValueError(f'{path}: its predictions are damaged') from None
 
 # %% ../nbs/50_evaluation.ipynb #84ebc8b4
 def _clean(given, test, clusters, population, minimum):
@@ -389,15 +389,15 @@ def _clean(given, test, clusters, population, minimum):
     by['group_accuracy'] = {g: [r['group_accuracy'][g] for r in rows] for g in row['group_accuracy']}
     return row | dict(by_network=by, notes=notes(row))
 
-def _damaged(answers, x, test, small):
-    "Accuracies on damaged images, over all models; the groups in `small` are not taken as the worst."
+def _damaged(answers, x, test, clean):
+    "Accuracies on damaged images, over all models; groups that are small in `clean` are not taken as the worst."
     rows = [group_metrics(answer(x)[0], test) for answer in answers]
     groups = _average([r['group_accuracy'] for r in rows])
-    large = [g for g in groups if g not in small] or groups
+    large = [g for g in groups if g not in clean['small'].get('group', ())] or groups
     return dict(accuracy=_average([r['accuracy'] for r in rows]), group_accuracy=groups,
                 worst_group_accuracy=min(groups[g] for g in large))
 
-# %% ../nbs/50_evaluation.ipynb #944d556e
+# %% ../nbs/50_evaluation.ipynb #e4ec90a3
 def measure(
     answers: list,         # of models: functions from samples to (labels, probabilities or None)
     source,                # the set they were trained on, which knows its units
@@ -415,8 +415,7 @@ def measure(
     row = _clean(given, test, clusters, population, minimum)
     if metrics: row['metrics'] = _own_metrics(metrics, [labels for labels, _ in given], test)
     if keep is not None: _keep(keep, given, test)
-    small = row['small'].get('group', ())
-    found = {k: _damaged(answers, f(damage(raw)), test, small) for k, damage in as_corruptions(corruptions).items()}
+    found = {k: _damaged(answers, f(damage(raw)), test, row) for k, damage in as_corruptions(corruptions).items()}
     if found: row |= dict(corruptions=found, corruption_accuracy=_average([c['accuracy'] for c in found.values()]))
     return row
 
@@ -430,39 +429,36 @@ def _about(source, test, seed, networks, labels):
                 test_hash=test.hash()) | cost
 
 def _row(make, device, about, source, test, clusters, corruptions, population, measures):
-    "Make models (a function that gives their answers), measure them, and add what is known about them and their cost."
+    "Make models (a function of the device that gives their answers), measure them, and add what they cost."
     as_corruptions(corruptions)                       # an unknown one is refused before anything is trained
     if isinstance(population, GroupedDataset): population = population_shares(population)
-    with Cost(device) as cost: row = measure(make(), source, test, clusters, corruptions, population, **measures)
+    device = pick_device(device)
+    with Cost(device) as cost: row = measure(make(device), source, test, clusters, corruptions, population, **measures)
     more = f' ({len(row["notes"]) - 1} more in its notes)' if len(row['notes']) > 1 else ''
     if row['notes']: warnings.warn(row['notes'][0] + more, NoiseWarning, stacklevel=3)
     return row | about | dict(evaluation_seconds=round(cost.seconds, 3), evaluation_peak_mb=round(cost.peak_mb, 1))
 
-# %% ../nbs/50_evaluation.ipynb #1c45a17f
-def _recipe(name, source, test, training, teacher, networks):
-    "The recipe, a protocol's where one is named, once everything fits together."
+# %% ../nbs/50_evaluation.ipynb #599b6e8c
+def _recipe(name, source, test, t, teacher, networks, seed):
+    "(recipe, what a row says about it): a protocol's where one is named."
     _check_fit(source, test)
     if networks < 1: raise ValueError(f'networks={networks} must be at least 1')
-    if name is None: return training
     if name == 'rded' and teacher is None:
         raise ValueError("protocol='rded' takes its labels from a teacher=: a network trained on real data")
-    return protocol(name, test.name, max(1, len(source) // test.n_classes), training)
-
-# %% ../nbs/50_evaluation.ipynb #481d277e
-def _said(source, test, t, seed, networks, protocol, teacher):
-    "What a row says about its networks."
+    if name is not None: t = protocol(name, test.name, max(1, len(source) // test.n_classes), t)
     labels = 'teacher' if teacher is not None else 'hard' if getattr(source, 'soft', None) is None else 'soft'
-    how = t.describe() | ({} if protocol is None else dict(protocol=protocol))
-    return _about(source, test, seed, networks, labels) | dict(
-        training=how, evaluation_steps=networks * t.epochs * -(-len(source) // t.batch))
+    steps = networks * t.epochs * -(-len(source) // t.batch)
+    how = t.describe() | ({} if name is None else dict(protocol=name))
+    return t, _about(source, test, seed, networks, labels) | dict(training=how, evaluation_steps=steps)
 
-def _answers(source, test, t, seeds, device, jobs, progress, teacher):
+def _answers(source, test, t, networks, seed, device, jobs, progress, teacher):
     "Trained networks as functions from samples to (labels, probabilities)."
     y = source.y if getattr(source, 'soft', None) is None else source.soft.float()
+    seeds = [(seed, k) for k in range(networks)]
     nets = _networks(source.x, y, test.n_classes, t, seeds, device, jobs, progress, teacher)
     return [lambda x, net=net: (lambda s: (s.argmax(1), s.double().softmax(1)))(predict_scores(net, x)) for net in nets]
 
-# %% ../nbs/50_evaluation.ipynb #84e431fa
+# %% ../nbs/50_evaluation.ipynb #748c8e47
 def evaluate(
     source,                # a `SyntheticDataset`, or a `GroupedDataset` for training on real samples
     test: GroupedDataset,
@@ -476,13 +472,12 @@ def evaluate(
     protocol=None,         # a key of `PROTOCOLS`: its recipe replaces that of `training`, but for the network
     teacher=None,          # a network that labels every batch, see `train`
     jobs: int | None = 1,  # processes on a CPU; None: one per core
-    progress: bool = True, # a bar, if it takes long
+    progress: bool = True,
     **measures,            # of `measure`: minimum, metrics, keep
 ) -> dict: # one row of a report, without 'method'
     "Train networks on `source`, test each once. Raises `ValueError` where they do not fit; warns of small groups."
-    t, device = _recipe(protocol, source, test, training, teacher, networks), pick_device(device)
-    make = lambda: _answers(source, test, t, [(seed, k) for k in range(networks)], device, jobs, progress, teacher)
-    said = _said(source, test, t, seed, networks, protocol, teacher)
+    t, said = _recipe(protocol, source, test, training, teacher, networks, seed)
+    make = lambda device: _answers(source, test, t, networks, seed, device, jobs, progress, teacher)
     return _row(make, device, said, source, test, clusters, corruptions, population, measures)
 
 # %% ../nbs/50_evaluation.ipynb #e77bc951
@@ -502,7 +497,7 @@ def _fitted(estimator, x, y, weight, key, n_classes):
     model.fit(x, y, **({} if weight is None else dict(sample_weight=weight)))
     return lambda x: _answer(model, x, n_classes)
 
-# %% ../nbs/50_evaluation.ipynb #7ec891df
+# %% ../nbs/50_evaluation.ipynb #8ea6e46a
 def _answer(model, x, n_classes):
     "Labels and, where the model gives them, probabilities, with a column for every class."
     x = x.flatten(1).numpy()
@@ -529,8 +524,9 @@ def evaluate_estimator(
         raise ValueError(f'estimator: expected an object with fit and predict, got {type(estimator).__name__}')
     _check_fit(source, test)
     *given, labels = _for_estimator(estimator, source)
-    make = lambda: [_fitted(estimator, *given, (seed, k), test.n_classes) for k in range(repeats)]
-    said = _about(source, test, seed, repeats, labels) | dict(training=dict(estimator=' '.join(repr(estimator).split())))
+    make = lambda _: [_fitted(estimator, *given, (seed, k), test.n_classes) for k in range(repeats)]
+    how = dict(training=dict(estimator=' '.join(repr(estimator).split())))
+    said = _about(source, test, seed, repeats, labels) | how
     return _row(make, 'cpu', said, source, test, clusters, corruptions, population, measures)
 
 # %% ../nbs/50_evaluation.ipynb #509c475d
@@ -543,14 +539,13 @@ ARCHITECTURES = {
 }
 
 def _architecture(entry, source, test, training, networks, options):
-    "The row of one entry."
     if isinstance(entry, dict):
         if 'model' in entry: entry = dict(width=None, depth=None, norm=None) | entry
         return evaluate(source, test, dataclasses.replace(training, **entry), networks, **options)
     common = {k: v for k, v in options.items() if k not in ('device', 'jobs', 'progress', 'protocol', 'teacher')}
     return evaluate_estimator(entry, source, test, networks, **common)
 
-# %% ../nbs/50_evaluation.ipynb #9b2dd7dc
+# %% ../nbs/50_evaluation.ipynb #8c95dcac
 def evaluate_architectures(
     source,
     test: GroupedDataset,

@@ -320,45 +320,39 @@ def read_runs(path, data=None, **options) -> list: # of `SyntheticDataset`
     return [first, *(read(path, data, experiment=k, **options) for k in range(1, first.provenance['runs']))]
 
 # %% ../nbs/42_foreign.ipynb #9b8dbc7c
-def _check_write(s, path, format, zca):
+def _check_write(s, path, format):
     "Raise `ValueError` for what a format cannot hold."
-    if format not in ('dc', 'idc', 'mtt', 'rfad'):
-        raise ValueError(f'format={format!r} is not known; choose from dc, idc, mtt, rfad')
     suffix = '.npz' if format == 'rfad' else '.pt'
-    if path.suffix != suffix: raise ValueError(f'{path}: files of format {format!r} end in {suffix}')
-    if format == 'mtt' and 'images' not in path.name:
-        raise ValueError(f"{path}: the name of an 'mtt' file has 'images' in it, and that of its labels 'labels'")
-    if s.x.dim() != 4: raise ValueError(f'samples of shape {tuple(s.x.shape[1:])}: these formats hold images')
-    if s.soft is not None and format != 'rfad':
-        raise ValueError(f"format={format!r} holds hard labels, and this set has soft ones; use 'rfad'")
-    if zca is not None and format not in ('mtt', 'rfad'): raise ValueError(f'format={format!r} is never whitened')
+    for wrong, message in (
+        (format not in ('dc', 'idc', 'mtt', 'rfad'), f'format={format!r} is not known; choose from dc, idc, mtt, rfad'),
+        (path.suffix != suffix, f'{path}: files of format {format!r} end in {suffix}'),
+        (format == 'mtt' and 'images' not in path.name, f"{path}: the name of an 'mtt' file has 'images' in it"),
+        (s.x.dim() != 4, f'samples of shape {tuple(s.x.shape[1:])}: these formats hold images'),
+        (s.soft is not None and format != 'rfad',
+         f"format={format!r} holds hard labels, and this set has soft ones; use 'rfad'")):
+        if wrong: raise ValueError(message)
 
-# %% ../nbs/42_foreign.ipynb #b2058569
-def _stored(s, format, x):
-    "The bytes of a file, and with 'mtt' those of the labels beside it."
-    if format == 'rfad':
-        soft = F.one_hot(s.y, len(s.classes)).float() if s.soft is None else s.soft
-        np.savez(buffer := io.BytesIO(), images=x.numpy(), labels=(soft - 1 / len(s.classes)).numpy())
-        return [buffer.getvalue()]
-    contents = dict(dc=[dict(data=[[x, s.y]], accs_all_exps={})], idc=[[x, s.y]], mtt=[x, s.y])[format]
-    buffers = [io.BytesIO() for _ in contents]
-    for content, buffer in zip(contents, buffers): torch.save(content, buffer)
-    return [b.getvalue() for b in buffers]
+def _bytes(content):
+    buffer = io.BytesIO()
+    if isinstance(content, dict) and 'labels' in content: np.savez(buffer, **content)
+    else: torch.save(content, buffer)
+    return buffer.getvalue()
 
-# %% ../nbs/42_foreign.ipynb #4b59036c
+# %% ../nbs/42_foreign.ipynb #7b2f0436
 def write(
     s: SyntheticDataset,
     path,
     format='dc',   # 'dc', 'idc', 'mtt' (a second file with the labels beside it), 'rfad'
     data=None,     # normalise with the published constants of this set; None: those of `s`
-    zca=None,      # a `Whitening` to apply ('mtt', 'rfad')
 ):
     "Write `s` in the format of others, whole or not at all. Raises `ValueError` for what the format cannot hold."
-    _check_write(s, path := Path(path), format, zca)
+    _check_write(s, path := Path(path), format)
     mean, std = constants(data)[:2] if data else (s.mean.tolist(), s.std.tolist())
     m, d = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
-    raw = s.pixels()
-    x = raw if format == 'idc' else zca.apply(raw) if zca else s.x if data is None else (raw - m) / d
-    content, *beside = _stored(s, format, x.clone(memory_format=torch.contiguous_format))
-    for y in beside: atomic_write(path.with_name(path.name.replace('images', 'labels')), lambda p: p.write_bytes(y))
-    return atomic_write(path, lambda p: p.write_bytes(content))
+    x = (s.pixels() if format == 'idc' else s.x if data is None else (s.pixels() - m) / d).contiguous()
+    soft = F.one_hot(s.y, len(s.classes)).float() if s.soft is None else s.soft
+    content = dict(dc=dict(data=[[x, s.y]], accs_all_exps={}), idc=[x, s.y], mtt=x,
+                   rfad=dict(images=x.numpy(), labels=(soft - 1 / len(s.classes)).numpy()))[format]
+    beside = path.with_name(path.name.replace('images', 'labels'))
+    if format == 'mtt': atomic_write(beside, lambda p: p.write_bytes(_bytes(s.y)))
+    return atomic_write(path, lambda p: p.write_bytes(_bytes(content)))
