@@ -14,7 +14,7 @@ MODULES = {p.stem: p.read_text(encoding='utf-8') for p in (ROOT/'rdd_nb').glob('
 
 # from the top of the house to the ground; a module imports from lower floors only, never from its own
 FLOORS = ['cli', 'sweep sites', 'report compare merge pinn', 'distill evaluation plots tasks', 'bilevel trajectory moments teacher foreign',
-          'matching synthetic metrics', 'data tables models augment corruptions intervals clustering risk priors', 'core']
+          'matching synthetic metrics', 'data tables learners models augment corruptions intervals clustering risk priors', 'core']
 HEIGHT = {module: -depth for depth, floor in enumerate(FLOORS) for module in floor.split()}
 
 
