@@ -1,4 +1,4 @@
-"""Merging tables: nine methods, three models, repeated paired splits, within sites and with a site left out.
+"""Merging tables: ten methods, three models, repeated paired splits, within sites and with a site left out.
 
     python benchmarks/merge.py --work FOLDER      # writes benchmarks/results/merge.json; about ten minutes of one core
 
@@ -16,7 +16,8 @@ from sklearn.metrics import roc_auc_score
 
 from rdd_nb.core import read_json, versions, write_json
 from rdd_nb.intervals import interval
-from rdd_nb.merge import MergeTables, default_models
+from rdd_nb.learners import default_models
+from rdd_nb.merge import MergeTables
 from rdd_nb.sites import BETTER, MERGED, METHODS, compare_once, paired_sites, privacy_report, split_sites, summarise_sites, verdicts
 from rdd_nb.tables import three_hospitals
 
@@ -118,7 +119,7 @@ PARTS = dict(
     thyroid=Part(thyroid, 'abnormal', None, (), 5, 0), hepatitis_ilpd=Part(hepatitis_ilpd, 'severe', None, (), 5, 0),
     diabetes=Part(diabetes, 'diabetes', None, (), 5, 0))
 COLUMNS = ['method', 'model', 'site', 'seed', 'held_out', 'n', 'n_positive', 'seconds', *BETTER]
-FAIR = ('own columns', 'merged, mean', 'merged, cvar')
+FAIR = ('own columns', 'merged, cvar', 'drawn')
 
 
 # The work
@@ -163,8 +164,8 @@ def analyse(rows):
     "Summary of one protocol, and all differences between merged tables and the methods that use all real rows, with verdicts over the whole table."
     bases = ('own columns', 'iterative', 'random rows', 'per site')
     have = {(r['method'], r['model']) for r in rows}
-    pairs = [paired_sites(rows, 'merged, cvar', base, model, metric, over) for base in bases for model in default_models()
-             for metric in ('auroc', 'brier') for over in ('mean', 'worst') if (base, model) in have]
+    pairs = [paired_sites(rows, method, base, model, metric, over) for method in ('merged, cvar', 'drawn') for base in bases
+             for model in default_models() for metric in ('auroc', 'brier') for over in ('mean', 'worst') if (base, model) in have]
     pairs += [paired_sites(rows, 'merged, cvar', 'merged, mean', model, 'auroc', over) for model in default_models() for over in ('mean', 'worst')]
     return dict(summary=summarise_sites(rows), paired=verdicts(pairs).replace({np.nan: None}).to_dict('records'))
 

@@ -28,10 +28,11 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-# %% ../nbs/72_sites.ipynb #26ad92b7
+# %% ../nbs/72_sites.ipynb #0a968b2f
 from .core import atomic_write, versions, write_json
 from .intervals import interval
-from .merge import MergeTables, default_models, rate_offset, union_schema
+from .learners import default_models, rate_offset
+from .merge import MergeTables, union_schema
 from .tables import TableCodec, columns_of, read_table
 
 # %% ../nbs/72_sites.ipynb #71a9754a
@@ -50,7 +51,7 @@ BETTER = dict(auroc=1, auprc=1, brier=-1, ece=-1) # +1: large is good
 
 # %% ../nbs/72_sites.ipynb #35a2d665
 IMPUTERS = dict(mean=SimpleImputer, iterative=lambda: IterativeImputer(max_iter=10, random_state=0))
-MERGED = {'merged, mean': 'mean', 'merged, cvar': 'cvar(tail=0.5)'}
+MERGED = {'merged, mean': dict(risk='mean'), 'merged, cvar': dict(risk='cvar(tail=0.5)'), 'drawn': dict(rows=2000, labels='ensemble', steps=0, choose=0)}
 METHODS = ('intersection', 'per site', *IMPUTERS, 'native', 'own columns', 'random rows', *MERGED)
 
 def _pool(train, schema):
@@ -82,7 +83,7 @@ def prepare(
     fill, some = None, pool
     if method in IMPUTERS: fill = make_pipeline(TableCodec(schema), IMPUTERS[method]()).fit(pool)
     if method == 'random rows': some = _share_out(train, schema, rows, seed)
-    if method in MERGED: some = MergeTables(rows, MERGED[method], seed=seed, progress=False, **settings).fit(train, schema.target.name).synthetic_
+    if method in MERGED: some = MergeTables(**{**dict(rows=rows, seed=seed, progress=False), **settings, **MERGED[method]}).fit(train, schema.target.name).synthetic_
     def fit(name, table, model):
         columns = dict(intersection=common, native=union).get(method, union if method == 'nothing missing' else columns_of(table, schema))
         rows = some[site == name] if method == 'per site' else some
@@ -260,13 +261,13 @@ def _dropped(tables, names):
     if unknown := [c for c in names if not any(c in t for t in tables.values())]: raise ValueError(f'--drop {unknown[0]}: no table has such a column')
     return {k: t.drop(columns=[c for c in names if c in t]) for k, t in tables.items()}
 
-# %% ../nbs/72_sites.ipynb #bfe6db41
+# %% ../nbs/72_sites.ipynb #0a4ea5bd
 def do_merge(a):
     "Merge tables with intersecting columns into one synthetic table over their union, and describe it in a JSON file beside it."
     out, beside = _outputs(a)
     tables = _dropped({name: read_table(f, a.missing) for name, f in zip(_names(a.table), a.table)}, a.drop)
     kinds = {c.strip(): 'category' for c in a.categories.split(',') if c.strip()}
-    merge = MergeTables(a.rows, a.risk, a.borrow, steps=a.steps, positive=a.positive, kinds=kinds, order=a.order, accept=a.accept, seed=a.seed, device=a.device)
+    merge = MergeTables(a.rows, a.risk, a.borrow, steps=a.steps, labels=a.labels, positive=a.positive, kinds=kinds, order=a.order, accept=a.accept, seed=a.seed, device=a.device)
     card = describe(merge.fit(tables, a.target), tables)
     card['files'] = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in a.table}
     atomic_write(out, lambda p: merge.synthetic_.to_csv(p, index=False))
@@ -290,6 +291,7 @@ OPTIONS = [ # flag, settings of argparse
     ('--drop', dict(action='append', default=[], help='a column to leave out; may be repeated')),
     ('--accept', dict(action='append', default=[], help='a column or table to take as it is, although it looks wrong; may be repeated')),
     ('--order', dict(action='append', default=[], help="what holds in every row, e.g. 'direct <= total' or 'dose >= 0'; may be repeated")),
+    ('--labels', dict(choices=['rates', 'ensemble'], default='rates', help="of the rows; 'ensemble' with --rows 2000 --steps 0 suits trees (default: %(default)s)")),
     ('--steps', dict(type=int, default=200, help='updates of the synthetic rows (default: %(default)s)')),
     ('--seed', dict(type=int, default=0, help='of everything that is drawn (default: 0)')),
     ('--device', dict(default='cpu', help='cpu, cuda, ... (default: cpu: these tables are small)')),

@@ -7,17 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from sklearn.base import clone
-from sklearn.compose import ColumnTransformer
-from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import StandardScaler
 
 from rdd_nb.core import generator
-from rdd_nb.merge import (SOFT, MergeTables, Shifted, SiteTasks, as_observed, default_models, first_rows, fixed_labels, kernel_scores, logistic, observed,
-                          rate_offset, site_shift, union_schema)
+from rdd_nb.learners import Shifted, default_models, kernel_scores, logistic, rate_offset, site_shift
+from rdd_nb.merge import SOFT, MergeTables, SiteTasks, as_observed, ensemble_labels, first_rows, fixed_labels, observed, union_schema
 from rdd_nb.risk import CVaR, Entropic, Mean
 from rdd_nb.tables import TableCodec, read_table, three_hospitals
 
@@ -237,6 +233,19 @@ def test_a_site_that_is_harmed_is_named():
         MergeTables(rows=20, steps=20, risk='mean', borrow=0, choose=0, progress=False, accept=['a']).fit(dict(one=site(200, 1), two=site(200, 1), odd=site(20, -1)), 'y')
 
 
+# Labels of an ensemble
+
+def test_labels_of_the_ensemble_follow_the_data():
+    r = np.random.default_rng(0)
+    x, site = r.normal(size=(600, 3)), np.repeat([0, 1], 300)
+    y = (x[:, 0] * x[:, 1] > 0).astype(float)                # no line separates the classes
+    x[site == 1, 2] = np.nan
+    z = r.normal(size=(1000, 3))
+    labels = ensemble_labels(x, y, site, np.array([[1, 1, 1], [1, 1, 0]], bool), z, .5, 0)
+    assert ((z[:, 0] * z[:, 1] > 0) == labels).mean() > .75 and abs(labels.mean() - .5) < .05
+    assert (labels == ensemble_labels(x, y, site, np.array([[1, 1, 1], [1, 1, 0]], bool), z, .5, 0)).all()
+
+
 # Constraints and sizes
 
 def test_orders_hold(hospitals):
@@ -356,24 +365,7 @@ def test_sklearn_conventions(hospitals, merged):
     m = MergeTables(rows=30, risk=CVaR(.3), accept=('a',))
     assert clone(m).get_params() == m.get_params() and m.set_params(rows=31).rows == 31
     assert repr(MergeTables(rows=30)) == 'MergeTables(rows=30)'
-    assert merged.get_feature_names_out().tolist() == list(merged.schema_.columns) == list(merged.transform(hospitals['east']))
-    with pytest.raises(Exception, match='not fitted'): MergeTables().transform(hospitals['east'])
-
-
-def test_in_a_pipeline_with_a_column_transformer(hospitals, merged):
-    "Fitted once, it heads a pipeline as a frozen step, before encodings of one's own."
-    numbers = [c.name for c in merged.schema_.columns.values() if c.kind == 'number']
-    encode = ColumnTransformer([('n', StandardScaler(), numbers), ('c', OneHotEncoder(handle_unknown='ignore'), ['size'])])
-    s = merged.synthetic_
-    p = make_pipeline(FrozenEstimator(merged), encode, default_models()['boosting']).fit(s, s.diagnosis)
-    for t in hospitals.values(): assert p.predict_proba(t.drop(columns='diagnosis')).shape == (len(t), 2)
-    assert roc_auc_score(hospitals['north'].diagnosis == 'malignant', p.predict_proba(hospitals['north'])[:, 1]) > .8
-
-
-def test_transform_of_what_was_never_seen(merged):
-    t = merged.transform(pd.DataFrame({'size': ['huge', 'small', None], 'mean texture': [1, 2, np.nan], 'other': 0}, index=[5, 6, 7]))
-    assert t.index.tolist() == [5, 6, 7] and t['size'].isna().tolist() == [True, False, True] and 'other' not in t and t['worst texture'].isna().all()
-    with pytest.raises(ValueError, match="'mean texture': got text such as 'high'"): merged.transform(pd.DataFrame({'mean texture': ['high']}))
+    with pytest.raises(Exception, match='not fitted'): MergeTables().model(LogisticRegression(), hospitals['east'])
 
 
 def test_a_list_of_tables_and_a_single_one(hospitals):

@@ -15,7 +15,7 @@ MODULES = {p.stem: p.read_text(encoding='utf-8') for p in (ROOT/'rdd_nb').glob('
 # from the top of the house to the ground; a module imports from lower floors only, never from its own
 FLOORS = ['cli', 'commands', 'sweep sites', 'report compare merge pinn', 'distill', 'methods evaluation plots tasks',
           'bilevel trajectory moments teacher foreign', 'matching synthetic metrics sources', 'clustering', 'shifts coresets',
-          'data tables models augment corruptions intervals kmeans risk priors', 'parts', 'core']
+          'data tables learners models augment corruptions intervals kmeans risk priors', 'parts', 'core']
 HEIGHT = {module: -depth for depth, floor in enumerate(FLOORS) for module in floor.split()}
 
 

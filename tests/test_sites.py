@@ -10,7 +10,8 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 from rdd_nb.cli import main
-from rdd_nb.merge import MergeTables, default_models, union_schema
+from rdd_nb.learners import default_models
+from rdd_nb.merge import MergeTables, union_schema
 from rdd_nb.sites import (METHODS, add_command, compare_once, describe, do_merge, paired_sites, per_split, prepare, privacy_report, site_metrics, site_probabilities,
                           split_sites, summarise_sites, verdicts)
 from rdd_nb.tables import three_hospitals
@@ -34,7 +35,7 @@ def test_every_method_predicts(hospitals):
     out = compare_once(hospitals, 'diagnosis', held_out='east', methods=('mean', 'per site', 'merged, mean', 'intersection'), models=models, rows=20, steps=3, choose=0)
     assert {r['site'] for r in out} == {'east'} and 'per site' not in {r['method'] for r in out} and all(r['n'] == len(hospitals['east']) for r in out)
     assert {s['over'] for s in summarise_sites(rows)} == {'mean', 'worst'}
-    assert len(per_split(rows)) == 19 and paired_sites(rows, 'mean', 'mean', 'logistic')['difference'] == 0
+    assert len(per_split(rows)) == 21 and paired_sites(rows, 'mean', 'mean', 'logistic')['difference'] == 0
 
 
 def test_test_rows_do_not_reach_the_training(hospitals):
