@@ -16,7 +16,7 @@ from .distill import METHODS, Method, distill
 from .evaluation import Training, evaluate, fit_clusters, paired, reference_clusters, summarise
 from .report import write_report
 from .foreign import CONSTANTS, read
-from . import merge, pinn, sweep
+from . import collocation, merge, sweep
 
 # %% ../nbs/80_cli.ipynb #dc7c6c3b
 def _settings(pairs):
@@ -159,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
     c.set_defaults(do=do_report)
     sweep.add_command(sub)
     merge.add_command(sub)
-    pinn.add_command(sub)
+    collocation.add_command(sub)
     return p
 
 # %% ../nbs/80_cli.ipynb #ef90b1ed
