@@ -1,15 +1,15 @@
-"""Points for PINNs across boundary conditions: distilled, sampled, adaptive, and rivals that see the same solver values.
+"""Points for PINNs across boundary conditions: distilled, sampled, adaptive, and rivals with the same solver values.
 
     python benchmarks/pinn.py --minutes 15                   # continues benchmarks/results/pinn.json
     python benchmarks/pinn.py --only values mixed grid       # these methods first, or alone
     python benchmarks/pinn.py --show                         # the tables, without computing
 
-All rows: about an hour of one CPU core. The result file is written after each row, and rows that it holds are not computed
-again, so the benchmark may be stopped at any time. Each row names the commit it was made with.
+All rows: about an hour of one CPU core. The result file is written after each row, and rows that it holds are not
+computed again, so the benchmark may be stopped at any time. Each row names the commit it was made with.
 
-The samplers' damping is chosen first, for each equation, such that Sobol points do best on tuning seeds; distilled sets train
-with the default of `Distillation`. Seeds are the units: points, networks and training conditions are drawn anew for each; the
-test conditions are the same for all. Ablations are run on one equation.
+The samplers' damping is chosen first, for each equation, such that Sobol points do best on tuning seeds; distilled sets
+train with the default of `Distillation`. Seeds are the units: points, networks and training conditions are drawn anew
+for each; the test conditions are the same for all. Ablations are run on one equation.
 """
 import argparse, dataclasses, subprocess, time
 from functools import cache
@@ -33,8 +33,9 @@ GRID, TUNING = (.03, .1, .3, 1.), range(1000, 1003)                # last dampin
 SAMPLING = 'uniform', 'lhs', 'sobol', 'grid', 'rar', 'rad', 'rar at once', 'rad at once', 'causal'
 INFORMED = 'best of 50', 'values', 'mixed'
 ABLATIONS = {
-    'exact derivative': dict(unroll=15), 'mean instead of CVaR': dict(risk=Mean()), 'points only': dict(learn=('points',)),
-    'with targets': dict(learn=('points', 'weights', 'targets')), 'residual, no solver': dict(objective='residual')}
+    'exact derivative': dict(unroll=15), 'mean instead of CVaR': dict(risk=Mean()),
+    'points only': dict(learn=('points',)), 'with targets': dict(learn=('points', 'weights', 'targets')),
+        'residual, no solver': dict(objective='residual')}
 
 
 # What to compute
@@ -69,7 +70,8 @@ def tune(name):
     "The last damping with which Sobol points have the least CVaR over validation conditions, and what was seen."
     pde = make_pde(name)
     exam = Exam(pde, torch.cat([inside(pde, 32, 'tuning'), outside(pde, 32, 'tuning')]))
-    risk = lambda s, d: CVaR(.2)(exam.errors(fit(pde, sample_points(pde, POINTS, 'sobol', s), s, damping=(10., d)))).item()
+    errors = lambda s, d: exam.errors(fit(pde, sample_points(pde, POINTS, 'sobol', s), s, damping=(10., d)))
+    risk = lambda s, d: CVaR(.2)(errors(s, d)).item()
     seen = {str(d): float(np.mean([risk(s, d) for s in TUNING])) for d in GRID}
     return dict(chosen=float(min(seen, key=seen.get)), seen=seen)
 
@@ -83,7 +85,8 @@ def row(name, label, seed, damping, method, changes={}, labels=0, fitter=fit, st
     if steps: kwargs = kwargs | dict(steps=steps)
     found = compare_points(pde, {label: (points, kwargs)}, exams(name), seed, fitter=fitter)[0]
     numbers = sum(getattr(points, f).numel() for f in ('q', 'c', 'weight', 'target'))
-    return found | dict(seconds_points=made, seconds_rest=time.process_time() - start - made, numbers=numbers, commit=commit())
+    rest = time.process_time() - start - made
+    return found | dict(seconds_points=made, seconds_rest=rest, numbers=numbers, commit=commit())
 
 
 @cache
@@ -104,7 +107,7 @@ def table(rows, column):
 
 
 def against(rows, column, rivals):
-    "Distilled beside the best of `rivals` for each equation, paired by seed: ratio, difference and its 95 % t-interval."
+    "Distilled beside the best of `rivals` for each equation, paired by seed: ratio, difference, 95 % t-interval."
     from scipy.stats import t as student
     found, frame = {}, pd.DataFrame(rows)
     for name in frame.pde.unique():
@@ -122,8 +125,10 @@ def against(rows, column, rivals):
 
 
 def prices(rows, column='inside worst', rivals=('grid', 'dense', 'best of 50', 'values', 'mixed')):
-    "Worst error, seconds to make the points and to train once, and the trainings from which distilled points are cheaper."
+    "Worst error, seconds to make the points and to train once; trainings from which distilled points are cheaper."
     frame = pd.DataFrame(rows)
+    alike = frame.groupby(['pde', 'points']).seconds_training.transform('mean')      # for rows that did not measure it
+    frame['seconds_training'] = frame.seconds_training.fillna(alike)
     frame = frame[frame.seconds_training.notna() & frame.method.isin(['distilled', *rivals])]
     mean = frame.groupby(['pde', 'method'], sort=False)[[column, 'seconds_points', 'seconds_training']].mean()
     def after(key):
@@ -162,7 +167,8 @@ def main():
     result = read_json(args.out) if args.out.exists() else dict(rows=[], damping={})
     if args.show: return show(result)
     torch.set_num_threads(1)
-    have, end = {(r['pde'], r['method'], r['seed']) for r in result['rows']}, time.time() + 60 * args.minutes
+    have = {(r['pde'], r['method'], r['seed']) for r in result['rows']}
+    end = time.time() + 60 * args.minutes
     for name, label, seed, job in plan(args.seeds):
         wanted = (not args.only or label in args.only) and (not args.equations or name in args.equations)
         if not wanted or (name, label, seed) in have or time.time() > end: continue
@@ -174,7 +180,8 @@ def main():
 
 def write(args, result):
     rows, planned = result['rows'], len(list(plan(args.seeds)))
-    config = dict(points=POINTS, labels=LABELS, distillation=repr(Distillation(steps=STEPS)), seeds=args.seeds, networks=2,
+    config = dict(points=POINTS, labels=LABELS, distillation=repr(Distillation(steps=STEPS)), seeds=args.seeds,
+        networks=2,
                   conditions=64, reach=.5, rows=len(rows), rows_planned=planned, ablated=ABLATED,
                   ablations={k: {a: repr(b) for a, b in v.items()} for k, v in ABLATIONS.items()})
     write_json(args.out, dict(command='python benchmarks/pinn.py', config=config, damping=result['damping'], rows=rows,

@@ -26,17 +26,22 @@ from .pinn import DAMPING, Exam, Points, fit
 from .risk import CVaR, Risk, from_string
 
 # %% ../nbs/76_collocation.ipynb #1d9d4647
-def _lattice(d, n, rng):
-    "Coordinates on the first n places of a regular lattice in mixed order, conditions from a Sobol sequence."
-    side = math.ceil(math.sqrt(n) - 1e-9)
-    places = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) + .5) / side
-    return np.concatenate([rng.permutation(places)[:n], SAMPLERS['sobol'](d - 2, n, rng)], 1)
+def _grid(d, n, rng):
+    "A lattice with sides as equal as fit, the first ones longer; conditions include the edges. What is left is a Sobol sequence."
+    side = math.floor(n ** (1 / d) + 1e-9)
+    sides = [side] * d
+    for k in range(d):
+        while sides[k] < 2 * side and math.prod(sides) // sides[k] * (sides[k] + 1) <= n: sides[k] += 1
+    axes = [(np.arange(s) + .5) / s if k < 2 or s == 1 else np.linspace(0, 1, s) for k, s in enumerate(sides)]
+    places = np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, d)
+    left = n - len(places)
+    return np.concatenate([places, SAMPLERS['sobol'](d, left, rng)]) if left else places
 
 SAMPLERS = dict(
     uniform=lambda d, n, rng: rng.random((n, d)),
     lhs=lambda d, n, rng: qmc.LatinHypercube(d, seed=rng).random(n),
     sobol=lambda d, n, rng: qmc.Sobol(d, seed=rng).random_base2(max(1, math.ceil(math.log2(n))))[:n],
-    grid=_lattice)
+    grid=_grid)
 
 def _cube(pde, n, kind, *keys):
     "n points in the unit cube of coordinates and conditions."
