@@ -325,5 +325,5 @@ def pinn(
 ):
     "Distil collocation points for PINNs across boundary conditions."
     asked = SimpleNamespace(**locals(), command_line=command)
-    from rdd_nb.pinn import do_pinn
+    from rdd_nb.collocation import do_pinn
     return do_pinn(asked)
