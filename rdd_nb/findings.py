@@ -221,11 +221,11 @@ def count(c: Comparison, method, metric):
         worst = r.get(name.removesuffix('_accuracy'))
         if not group and isinstance(worst, dict) and isinstance(worst.get('n'), int): return worst['n']
 
-# %% ../nbs/64_findings.ipynb #bd2bfea1
+# %% ../nbs/64_findings.ipynb #7e751f9c
 def with_interval(c: Comparison, method, metric) -> dict: # mean, low, high
-    "A value with its interval over seeds; of a single seed, with Wilson's interval for its test samples."
+    "A value with its interval over seeds; where seeds show no spread, with Wilson's interval for its test samples."
     v, n = value(c, method, metric), count(c, method, metric)
-    if v['mean'] is None or v['low'] is not None or not n or not metric.split('|')[0].endswith('accuracy'): return v
+    if not n or v['mean'] is None or v['low'] != v['high'] or not metric.split('|')[0].endswith('accuracy'): return v
     return v | dict(zip(('low', 'high'), wilson(min(max(v['mean'], 0.), 1.) * n, n)))
 
 # %% ../nbs/64_findings.ipynb #ad56f500
@@ -240,12 +240,15 @@ def _price(c, method):
     all_real = f' (all real data: {_bytes(whole)})' if whole and whole > size else ''
     return f' The set takes {_bytes(size)}{all_real}' + (f' and was {time}.' if seconds else '.')
 
-# %% ../nbs/64_findings.ipynb #0324b2d6
+# %% ../nbs/64_findings.ipynb #0210c9d5
 def _against_free(c, method):
     "What the best method adds to the best free selection."
     free, metric = best_free(c), decisive(c)
     if free is None: return ' The table holds no free selection to compare with.'
-    if free == method: return ' It is a selection of real images and costs nothing: no distillation did better.'
+    made = _highest(c, [m for m in c.methods if not (is_free(c, m) or is_reference(m) or uses_groups(c, m))])
+    if free == method:
+        level = f' ({made}: {percent(value(c, made, metric)["mean"])} %)' if made else ''
+        return f' It is a selection of real images and costs nothing: no distillation did better{level}.'
     d, level = difference(c, method, free, metric), percent(value(c, free, metric)['mean'])
     gain = f': {points(d["difference"])} points, {span(d, points)}' if d else ''
     return f' The best free selection, {free}, has {level} %{gain}.'
@@ -269,23 +272,22 @@ def headline(c: Comparison) -> tuple: # a sentence, and what it rests on
     blind = ' No group label was used to make the images.' if group else ''
     return f'{method} is best {best_at}: {percent(v["mean"])} % accuracy{size}.', basis + blind
 
-# %% ../nbs/64_findings.ipynb #a07d37c7
+# %% ../nbs/64_findings.ipynb #8e4e685d
 def chance_minimum(
     accuracy,      # the true accuracy of every subgroup
     counts,        # number of test samples in each; above 10,000 on a grid of so many values
     quantile=.05,
 ) -> tuple: # (expected minimum, its `quantile`)
     "The smallest of several measured accuracies when all are truly the same."
-    grid = [np.linspace(0, 1, min(n, 10_000) + 1) for n in set(counts)]
-    values = np.unique(np.concatenate(grid).round(12))
+    values = np.unique(np.concatenate([np.arange(k + 1) / k for k in {min(n, 10_000) for n in counts}]))
     reached = np.prod([stats.binom.sf(np.ceil(values * n - 1e-6) - 1, n, accuracy) for n in counts], axis=0)
     return float((np.diff(values) * reached[1:]).sum()), float(values[reached >= 1 - quantile].max())
 
-# %% ../nbs/64_findings.ipynb #1b02d6d3
+# %% ../nbs/64_findings.ipynb #c365e02b
 def part(name):
     "A subgroup 'class|group' in words; without groups, the class."
     label, _, group = str(name).rpartition('|')
-    return group if not label else f'class {label}' if group == 'all' else f'{label}, {group}'
+    return group if not label else f'class {label}' if group == 'all' else f'class {label}, {group}'
 
 def _worst(row):
     "(name, accuracy, expected by chance, low by chance) of the worst subgroup of a row, or None."
@@ -412,14 +414,14 @@ def difference_table(found) -> pd.DataFrame:
     return pd.DataFrame([{'method': p['method'], 'baseline': p['baseline'], 'metric': words(p['metric']),
                           'difference': entry(p), 'seeds': p['n_seeds']} for p in found])
 
-# %% ../nbs/64_findings.ipynb #66cae244
+# %% ../nbs/64_findings.ipynb #e06b6163
 def reading_notes(c: Comparison) -> list:
     "What has to be known to read the comparison table."
     seeds = sorted({len(c.of(m)) for m in c.methods})
     notes = ['Accuracies are in per cent: the mean over distillation seeds and the 95 % interval for that mean '
              '(Student’s t, cut at 0 and 100). Networks trained on the same set are averaged first, because the seed '
              'is what differs when you repeat it.']
-    if 1 in seeds: notes.append('A method with a single seed shows Wilson’s interval for its test samples. '
+    if 1 in seeds: notes.append('A single seed (and seeds without spread) shows Wilson’s interval for its samples. '
                                 'It says nothing about another seed.')
     elif seeds[0] < 5: notes.append(f'With {seeds[0]} seeds the intervals are wide; a claim needs five or more.')
     return notes + [_how_many(c), _who_saw(c)] + _left_out(c)

@@ -163,13 +163,13 @@ def _draw_grid(images, y, classes, captions, border, border_label, columns, ax):
         ax.text(left + w / 2, top + h + gap / 2, str(text), ha='center', va='top', size=6.5, linespacing=1.05)
     return ax
 
-# %% ../nbs/54_pictures.ipynb #98627827
+# %% ../nbs/54_pictures.ipynb #35c5b624
 def _label(ax, x, y, names):
     "Name points, in this order; a name that would lie on another is left out."
     placed = []
-    for at, name in zip(ax.transData.transform(np.c_[x, y]), names):
+    for point, at, name in zip(np.c_[x, y], ax.transData.transform(np.c_[x, y]), names):
         if any(abs(at[0] - p[0]) < 5 * max(len(name), n) and abs(at[1] - p[1]) < 12 for *p, n in placed): continue
-        ax.annotate(name, at, (4, 2), xycoords='figure pixels', textcoords='offset points', size=7)
+        ax.annotate(name, point, (4, 2), textcoords='offset points', size=7)
         placed.append((*at, len(name)))
 
 # %% ../nbs/54_pictures.ipynb #047e32a7

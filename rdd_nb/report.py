@@ -22,7 +22,7 @@ from .core import atomic_write, versions
 from .findings import decisive, focus, frame, percent, points
 from .runs import Comparison, base, provenance, read_comparison
 
-# %% ../nbs/65_report.ipynb #287080b3
+# %% ../nbs/65_report.ipynb #3aa235ea
 def missing(c):
     "What the files lack."
     if c.notes: yield Items(c.notes, 'notes')
@@ -30,8 +30,8 @@ def missing(c):
 def _worst_text(worst):
     "What the table of worst subgroups says."
     noisy = ', '.join(worst.index[worst.noise.astype(bool)])
-    text = ('The lowest of many small subgroups is low by chance alone. “Lowest by chance alone” is what the worst class '
-            'would show on average if all classes of its group were equally hard, given the number of test samples. ')
+    text = ('The lowest of many small subgroups is low by chance alone. “Lowest by chance alone” is what the worst '
+            'class would show on average if all classes of its group were equally hard, given their test samples. ')
     if not noisy: return text + 'Here every observed minimum is lower than chance explains.'
     return text + f'For {noisy} the observed minimum is dominated by noise: do not read it as a weak class.'
 
@@ -314,9 +314,13 @@ def subtitle(self: Page):
     plural = 's' * (seeds != [1])
     return f'{n} method{"s" * (n > 1)}, {often} seed{plural} each. Made by rdd_nb from report.json and the run folders.'
 
-# %% ../nbs/65_report.ipynb #8206cd4a
+# %% ../nbs/65_report.ipynb #60c1cac2
 @patch
-def pictures(self: Page): return [b for _, blocks in self.sections for b in walk(blocks) if hasattr(b, 'png')]
+def pictures(self: Page):
+    "The charts and sheets that Markdown shows; those that the page folds are left out."
+    found = [x for _, blocks in self.sections for x in walk(blocks) if hasattr(x[0], 'png')]
+    for b, folded in found: b.pictured = not folded
+    return [b for b, _ in found if b.pictured]
 
 # %% ../nbs/65_report.ipynb #dcc66f43
 def page_of(c: Comparison) -> Page: return Page(c, sections(c))

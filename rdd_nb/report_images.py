@@ -28,10 +28,10 @@ def chosen(c, methods) -> list:
     "The methods that get pictures, of those that have any."
     return list(dict.fromkeys([m for m in _compared(c) if m in methods] + list(methods)))[:MOST]
 
-# %% ../nbs/64_report_images.ipynb #104a21b3
+# %% ../nbs/64_report_images.ipynb #fc63d804
 def parts(c, blocks, methods, more=0, kind='stack'):
     "{method: blocks}: those of the best and of `more` it is compared with; the others folded; then who has none."
-    shown = [m for m in _compared(c) if m in blocks][:1 + more] or list(blocks)[:1]
+    shown = chosen(c, blocks)[:1 + more]
     others, rest = [m for m in blocks if m not in shown], [m for m in methods if m not in blocks]
     title = f'The same for {len(others)} more: {", ".join(others)}'
     yield Several([b for m in blocks if m in shown for b in blocks[m]], kind=kind)

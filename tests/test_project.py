@@ -13,8 +13,9 @@ CFG = CONFIG['DEFAULT']
 MODULES = {p.stem: p.read_text(encoding='utf-8') for p in (ROOT/'rdd_nb').glob('*.py') if not p.stem.startswith('_')}
 
 # from the top of the house to the ground; a module imports from lower floors only, never from its own
-FLOORS = ['cli', 'sweep', 'report compare merge pinn', 'distill evaluation plots tasks', 'bilevel trajectory moments teacher foreign',
-          'matching synthetic metrics', 'data models augment corruptions intervals clustering risk priors', 'core']
+FLOORS = ['cli', 'sweep', 'report', 'report_images compare merge pinn', 'findings', 'distill evaluation runs tasks',
+          'bilevel trajectory moments teacher foreign blocks', 'matching synthetic metrics plots',
+          'data models augment corruptions intervals clustering risk priors', 'core pictures']
 HEIGHT = {module: -depth for depth, floor in enumerate(FLOORS) for module in floor.split()}
 
 
