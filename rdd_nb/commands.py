@@ -319,7 +319,8 @@ def pinn(
     objective: str = 'error', # 'error' against the reference solver, or 'residual', which needs none
     steps: int = 100, # updates of the set
     networks: int = 2, # networks trained on each set
-    seed: int = 0, # of the distillation
+    seeds: int = 3, # how many seeds every method is run with
+    seed: int = 0, # the first of them
     device: str = 'cpu', # of the distillation; these networks are small
     command: str | None = None,
 ):

@@ -1,6 +1,7 @@
-"""The report in a real browser: it fits a telephone and a screen, by day and by night, on paper, asks for nothing and is silent.
+"""The report in a real browser: it fits a telephone and a screen, in light and dark and on paper, and loads nothing.
 
-Needs Chromium and its driver (Debian: chromium, chromium-driver), which are talked to in the WebDriver protocol; without them the tests skip."""
+Needs Chromium and its driver (Debian: chromium, chromium-driver), driven over WebDriver.
+Without them the tests skip."""
 import base64, functools, http.server, itertools, json, re, shutil, subprocess, tempfile, threading, urllib.request
 
 import pytest
@@ -12,11 +13,14 @@ from rdd_nb.data import GroupedDataset
 from rdd_nb.report import write_report
 from test_report import CLASSES, comparison, on_damaged, row
 
-CHROMIUM = next((p for name in ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable') if (p := shutil.which(name))), None)
+NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
+CHROMIUM = next((p for name in NAMES if (p := shutil.which(name))), None)
 DRIVER = shutil.which('chromedriver')
 ABSENT = ' and '.join(name for name, path in (('chromium', CHROMIUM), ('chromedriver', DRIVER)) if path is None)
-pytestmark = pytest.mark.skipif(bool(ABSENT), reason=f'no {ABSENT} here (Debian packages chromium and chromium-driver); layout, network and console of the report are not checked')
-FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage']
+pytestmark = pytest.mark.skipif(bool(ABSENT), reason=f'no {ABSENT} here (Debian: chromium, chromium-driver); '
+                                'layout, network and console of the report are not checked')
+FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
+         '--disable-background-networking', '--disable-component-update', '--disable-dev-shm-usage']
 
 
 class Browser:
@@ -24,19 +28,23 @@ class Browser:
     def __init__(self):
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-        self.driver = subprocess.Popen([DRIVER, '--port=0'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        piped = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.driver = subprocess.Popen([DRIVER, '--port=0'], **piped)
         try:
-            port = next(found[1] for line in self.driver.stdout if (found := re.search(r'started successfully on port (\d+)', line)))
+            told = (re.search(r'started successfully on port (\d+)', line) for line in self.driver.stdout)
+            port = next(found[1] for found in told if found)
             self.base = f'http://127.0.0.1:{port}'
             options = dict(binary=CHROMIUM, args=[*FLAGS, f'--user-data-dir={self.profile.name}'])
-            found = self('POST', '/session', capabilities=dict(alwaysMatch={'goog:chromeOptions': options, 'goog:loggingPrefs': dict(browser='ALL', performance='ALL')}))
+            always = {'goog:chromeOptions': options, 'goog:loggingPrefs': dict(browser='ALL', performance='ALL')}
+            found = self('POST', '/session', capabilities=dict(alwaysMatch=always))
             self.base += f'/session/{found["sessionId"]}'
         except BaseException:
             self.driver.kill()
             raise
 
     def __call__(self, method, path, **body):
-        request = urllib.request.Request(self.base + path, json.dumps(body).encode() if method == 'POST' else None, {'Content-Type': 'application/json'}, method=method)
+        data = json.dumps(body).encode() if method == 'POST' else None
+        request = urllib.request.Request(self.base + path, data, {'Content-Type': 'application/json'}, method=method)
         with self.open(request, timeout=120) as answer: return json.loads(answer.read())['value']
 
     def devtools(self, command, **params): return self('POST', '/goog/cdp/execute', cmd=command, params=params)
@@ -46,8 +54,10 @@ class Browser:
         "Open a page at a width in CSS pixels; what was logged before is forgotten."
         self('POST', '/url', url='about:blank')
         for kind in ('browser', 'performance'): self.logged(kind)
-        self.devtools('Emulation.setDeviceMetricsOverride', width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
-        self.devtools('Emulation.setEmulatedMedia', media=media, features=[dict(name='prefers-color-scheme', value=scheme)])
+        size = dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.devtools('Emulation.setDeviceMetricsOverride', **size)
+        features = [dict(name='prefers-color-scheme', value=scheme)]
+        self.devtools('Emulation.setEmulatedMedia', media=media, features=features)
         self('POST', '/url', url=str(url))
 
     def logged(self, kind):
@@ -80,26 +90,34 @@ def browser():
 
 
 MEASURE = '''
-const loose = [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, pre, svg *') && e.getBoundingClientRect().right > innerWidth + 1);
+const all = [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, pre, svg *'));
+const loose = all.filter(e => e.getBoundingClientRect().right > innerWidth + 1);
+const charts = [...document.querySelectorAll('svg.chart')].filter(c => c.checkVisibility());
 const images = [...document.images, ...document.querySelectorAll('svg image')];
 const text = document.querySelector('svg.chart text');
-return {inner: innerWidth, scroll: document.documentElement.scrollWidth, loose: loose.map(e => e.tagName + '.' + e.className), images: images.length,
-  broken: [...document.images].filter(i => !(i.complete && i.naturalWidth > 0)).length, charts: [...document.querySelectorAll('svg.chart')].filter(c => c.checkVisibility()).map(c => c.getBoundingClientRect().height),
-  background: getComputedStyle(document.body).backgroundColor, ink: text && getComputedStyle(text).fill, small: text && text.getBoundingClientRect().height};'''
+return {inner: innerWidth, scroll: document.documentElement.scrollWidth, images: images.length,
+  loose: loose.map(e => e.tagName + '.' + e.className), charts: charts.map(c => c.getBoundingClientRect().height),
+  broken: [...document.images].filter(i => !(i.complete && i.naturalWidth > 0)).length,
+  background: getComputedStyle(document.body).backgroundColor, ink: text && getComputedStyle(text).fill,
+  small: text && text.getBoundingClientRect().height};'''
 
 
 @pytest.fixture(scope='module')
 def report(tmp_path_factory):
     "A report with everything in it: runs that failed or stopped, weights, real samples and maps."
-    folder = comparison(tmp_path_factory.mktemp('browser')/'comparison', ('kmeans', 'gradient', 'rdd-target', 'full'), gains=(-.1, 0., .2, .25))
-    g = torch.Generator().manual_seed(0)
-    data = GroupedDataset(torch.rand(60, 1, 8, 8, generator=g), torch.arange(60) % 3, group=torch.arange(60) % 2, groups=['majority', 'minority'], classes=list(CLASSES))
+    names = 'kmeans', 'gradient', 'rdd-target', 'full'
+    folder = comparison(tmp_path_factory.mktemp('browser')/'comparison', names, gains=(-.1, 0., .2, .25))
+    g, ids = torch.Generator().manual_seed(0), torch.arange(60)
+    data = GroupedDataset(torch.rand(60, 1, 8, 8, generator=g), ids % 3, group=ids % 2, groups=['majority', 'minority'],
+                          classes=list(CLASSES))
     rows = json.loads((folder/'report.json').read_text())
     names = [f'{k}-{s}' for k in LADDER for s in range(1, 6)] + ['reference-blur']
-    rows['rows'] = [on_damaged(r, names, .1) | dict(confusion=[[9, 1, 0], [2, 8, 0], [0, 0, 10]], ece=.1) for r in rows['rows']]
+    more = dict(confusion=[[9, 1, 0], [2, 8, 0], [0, 0, 10]], ece=.1)
+    rows['rows'] = [on_damaged(r, names, .1) | more for r in rows['rows']]
     write_json(folder/'report.json', rows)
     (folder/'runs'/'gradient-seed1'/'synthetic.safetensors').unlink()
-    (folder/'runs'/'gradient-seed1'/'error.txt').write_text('Traceback (most recent call last):\nMemoryError: no more of it\n')
+    error = 'Traceback (most recent call last):\nMemoryError: no more of it\n'
+    (folder/'runs'/'gradient-seed1'/'error.txt').write_text(error)
     return write_report(folder, data=data).as_uri()
 
 
@@ -139,13 +157,15 @@ def test_a_page_that_asks_would_be_caught(browser, report, tmp_path):
     try:
         here = f'http://127.0.0.1:{server.server_port}'
         outside = f'{here}/pixel.png'
-        with urllib.request.urlopen(report) as f: text = f.read().decode().replace('</body>', f'<img src="{outside}" alt=""></body>')
+        with urllib.request.urlopen(report) as f: text = f.read().decode()
+        text = text.replace('</body>', f'<img src="{outside}" alt=""></body>')
         (tmp_path/'policy.html').write_text(text)
         (tmp_path/'none.html').write_text(re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', '', text))
         browser.show(f'{here}/none.html')
         assert outside in browser.requests() and any('404' in line for line in browser.console())
         browser.show(f'{here}/policy.html')
-        assert '/pixel.png' not in asked[asked.index('/policy.html'):] and any('Content Security Policy' in line for line in browser.console())
+        assert '/pixel.png' not in asked[asked.index('/policy.html'):]
+        assert any('Content Security Policy' in line for line in browser.console())
     finally:
         server.shutdown()
         server.server_close()
@@ -153,8 +173,9 @@ def test_a_page_that_asks_would_be_caught(browser, report, tmp_path):
 
 def test_links_lead_to_their_sections(browser, report):
     browser.show(report)
-    assert browser.run("return [...document.querySelectorAll('nav a')].every(a => document.querySelector(a.getAttribute('href')))")
-    assert browser.run("const a = [...document.querySelectorAll('nav a')].at(-1); a.click(); return location.hash && scrollY > 0")
+    links = "[...document.querySelectorAll('nav a')]"
+    assert browser.run(f"return {links}.every(a => document.querySelector(a.getAttribute('href')))")
+    assert browser.run(f'{links}.at(-1).click(); return location.hash && scrollY > 0')
 
 
 def test_what_is_wrong_is_said_where_it_is_seen(browser, report):
@@ -173,7 +194,8 @@ def test_paper_is_white(browser, report):
 
 def test_long_names_and_different_labels_fit_a_telephone(browser, tmp_path):
     a, b = tmp_path/'digits', tmp_path/'letters'
-    long = [f'distribution 0.5*mean + 0.5*cvar(tail={t}) at distance cells_per_class=4 lr=5.0' for t in (.1, .2)] + ['a' * 70]
+    words = 'distribution 0.5*mean + 0.5*cvar(tail={}) at distance clustering=kmeans(4) lr=5.0'
+    long = [words.format(t) for t in (.1, .2)] + ['a' * 70]
     write_json(a/'report.json', dict(rows=[row(m, s) for m in long for s in (0, 1)]))
     other = [row('gradient', s) for s in (0, 1)]
     for r in other:
