@@ -21,7 +21,8 @@ from rdd_nb.distill import distill
 from rdd_nb.evaluation import ARCHITECTURES, Training, evaluate_architectures
 from rdd_nb.intervals import interval
 
-from evaluation import commit, options
+from common import commit
+from evaluation import options
 
 SETS = 'kmeans', 'rdd-distance'
 HEAVY = 'ResNet-18', 'VGG-11', 'AlexNet', 'ViT'

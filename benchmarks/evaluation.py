@@ -9,18 +9,21 @@ order of samples, so that accuracies can be compared. Seconds are CPU seconds of
 less that way); 300 epochs are extrapolated. Without RDD_NB_DATA, random images of that size take the place of MNIST, and there is
 no accuracy to compare.
 """
-import argparse, os, platform, subprocess, time
+import argparse, os, platform, time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from rdd_nb import data
+
 from rdd_nb.sources import load_data
 from rdd_nb.coresets import class_medoids
 from rdd_nb.core import generator, read_json, versions, write_json
+from rdd_nb.data import GroupedDataset
 from rdd_nb.evaluation import Training, evaluate, predict, train, train_together
 from rdd_nb.models import HalfSize
+
+from common import commit
 
 HERE = Path(__file__).parent
 EPOCHS = 300          # of the protocol, to which the time is extrapolated
@@ -113,7 +116,7 @@ def stack_row():
 def processes_row(mnist, epochs=20):
     "Two networks of the MNIST size, one after the other and in two processes: wall seconds, since that is what processes buy."
     x, y, test, _ = mnist
-    few = data.GroupedDataset(x, y, classes=[str(c) for c in range(10)])
+    few = GroupedDataset(x, y, classes=[str(c) for c in range(10)])
     small = few.subset(slice(0, 100))
     found = {}
     for jobs in (1, 2):
@@ -138,9 +141,6 @@ def options(name, description, seeds=3):
     parser.add_argument('--out', type=Path, default=HERE / 'results' / f'{name}.json')
     torch.set_num_threads(1)
     return parser
-
-
-def commit(): return subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=HERE).stdout.strip()
 
 
 def main():

@@ -20,7 +20,8 @@ from rdd_nb.core import read_json, versions, write_json
 from rdd_nb.evaluation import Training, evaluate
 from rdd_nb.foreign import read_runs
 
-from evaluation import commit, processor
+from common import commit
+from evaluation import processor
 
 HERE = Path(__file__).parent
 MODELS = dict(ConvNet='convnet', MLP='mlp', LeNet='lenet', AlexNet='alexnet', VGG11='vgg11', ResNet18='resnet18')

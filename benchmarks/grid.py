@@ -9,22 +9,25 @@ run and the test set is read once. Plain rows, rows with the true groups and bas
 those of its settings that are not the defaults of `Method`; rows that tune.py and digits.py have measured with the same
 settings are taken from there. Coloured MNIST needs the environment variable RDD_NB_DATA.
 """
-import argparse, json, re, subprocess, time
+import json, re
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from rdd_nb.sources import load_data
 from rdd_nb.compare import FULL
-from rdd_nb.core import generator, read_json, versions, write_json
-from rdd_nb.distill import METHODS, Method, as_method, distill
-from rdd_nb.evaluation import Training, evaluate, fit_clusters, paired, summarise
+from rdd_nb.core import generator, read_json
+from rdd_nb.data import Splits
+from rdd_nb.distill import distill
+from rdd_nb.evaluation import Training, evaluate, fit_clusters
+from rdd_nb.intervals import paired, summarise
+from rdd_nb.methods import METHODS, Method, as_method
+from rdd_nb.sources import load_data
+
+from common import RESULTS, Rows, TimeIsUp, commit, options, write
 from tune import both_looks
 
-HERE = Path(__file__).parent
 SEEDS = range(5)
 PLACES = 'network', 'target', 'distance'
 RISKS = {                              # at the network and the target; over the distances of clusters
@@ -32,34 +35,35 @@ RISKS = {                              # at the network and the target; over the
     'CVaR': ('cvar(tail=0.5)', 'cvar(tail=0.5)'),
     'two-level': ('twolevel(cvar(tail=0.5), 0.5*mean + 0.5*max)', '0.5*mean + 0.5*max'),
 }
-TRAINED = dict(network_life=10, network_steps=2, network_lr=.05)   # networks that learn between the updates
+TRAINED = dict(life=10, steps=2, lr=.05)   # networks that learn between the updates
 
 
 @dataclass(frozen=True)
 class Family:
     plain: Method
-    trained: dict         # what a risk on the network needs beside; {} where the networks are trained anyway
+    trained: dict         # changes of the network plan that a risk on the network needs; {} where the networks are trained anyway
     lrs: tuple            # step sizes to choose from; a single one is that of `METHODS`
     choice: tuple         # seeds of the choice: draws of the data on digits, of the distillation on coloured MNIST
-    cells: dict = None    # the clusters, settings of the method; None: three of each class, in pixels
+    clusters: str = 'kmeans(3)'
     places: tuple = PLACES
     risks: tuple = tuple(RISKS)
 
 
-DISTRIBUTION, PIXELS, EARLY = METHODS['distribution'], dict(cells_per_class=3), dict(cells_per_class=4, cells_in='errors')
+DISTRIBUTION, PIXELS, EARLY = METHODS['distribution'], 'kmeans(3)', 'kmeans(4, errors)'
 FAMILIES = {
     'digits': {
         'DM': Family(DISTRIBUTION, TRAINED, (5., 20.), (10,)),
         'KRR': Family(replace(METHODS['kernel'], steps=100), {}, (.03,), ()),
         'DC': Family(METHODS['gradient'], {}, (.02, .2), (10,)),
-        'MTT': Family(replace(METHODS['trajectory'], steps=30, batch=16, network_life=30, network_steps=1), {}, (200.,), (), places=PLACES[:2]),
+        'MTT': Family(as_method('trajectory', steps=30), {}, (200.,), (), places=PLACES[:2]),
     },
     'colour': {
-        'DM': Family(replace(DISTRIBUTION, steps=60, batch=64, width=32), TRAINED, (5., 20.), (10,), EARLY, PLACES[1:]),
-        'KRR': Family(replace(METHODS['kernel'], steps=60, width=32), {}, (.03,), (), EARLY, PLACES[1:2]),
+        'DM': Family(as_method('distribution', steps=60, batch='random(64)', network=dict(width=32)), TRAINED, (5., 20.), (10,), EARLY, PLACES[1:]),
+        'KRR': Family(as_method('kernel', steps=60, network=dict(width=32)), {}, (.03,), (), EARLY, PLACES[1:2]),
     },
 }
-BASELINES = {**{m: METHODS[m] for m in ('random', 'stratified', 'herding', 'k-center', 'kmeans', 'group-balanced', 'rdd-distance')}, 'full': None, 'full-risk': None}
+BASELINES = {m: METHODS[m] for m in ('random', 'stratified', 'herding', 'k-center', 'kmeans', 'group-balanced', 'rdd-distance')}
+BASELINES |= {'full': None, 'full-risk': None}
 
 
 @cache
@@ -71,7 +75,7 @@ def colour(seed, train=5000, val=1000, test=2000):
     "MNIST at 16 x 16 in the colours of the classes, 10 % of each class in another colour; a part of it."
     splits = load_data('mnist', 'colour', size=16)
     part = lambda d, n, of: d.subset(torch.randperm(len(d), generator=generator(0, 'grid', of))[:n].sort().values)
-    return data.Splits(part(splits.train, train, 'train'), part(splits.val, val, 'val'), part(splits.test, test, 'test'))
+    return Splits(part(splits.train, train, 'train'), part(splits.val, val, 'val'), part(splits.test, test, 'test'))
 
 
 SETS = {'digits': (digits, Training()), 'colour': (colour, Training(width=32, epochs=100))}
@@ -85,11 +89,14 @@ def clusters(name):
 
 def variant(family, risk, place, lr):
     "The family's method with a risk at a place; risk None: the plain one, with trained networks at the place 'network'."
-    m = replace(family.plain, lr=lr, **family.trained if place == 'network' else {})
+    trained = dict(network=family.trained) if place == 'network' and family.trained else {}
+    m = as_method(family.plain, lr=lr, **trained)
     if risk is None: return m
-    if risk == 'true groups': return replace(m, risk=RISKS['uniform'][place == 'distance'], risk_at=place, cells='groups')
-    where = PIXELS if risk.endswith('in pixels') else family.cells or PIXELS
-    return replace(m, risk=RISKS[risk.split(' in ')[0]][place == 'distance'], risk_at=place, cells='kmeans', **where)
+    measure = RISKS['uniform' if risk == 'true groups' else risk.split(' in ')[0]][place == 'distance']
+    where = 'groups' if risk == 'true groups' else PIXELS if risk.endswith('in pixels') else family.clusters
+    looks = place == 'distance' or measure.startswith('twolevel')          # at samples alone, clusters cannot act
+    batch = dict(batch='random(16)') if family.plain.objective == METHODS['trajectory'].objective and place == 'target' else {}
+    return as_method(m, risk=measure, risk_at=place, **dict(clustering=where) if looks else {}, **batch)
 
 
 def grid(family, name, choice):
@@ -97,14 +104,15 @@ def grid(family, name, choice):
     def row(risk, place, at=('same',), **changes):
         "One row; its step size is that of risk and place `at`."
         risk_at = (risk, place) if at == ('same',) else at
-        return lambda: replace(variant(family, risk, place, choice(*risk_at)), **changes)
+        return lambda: as_method(variant(family, risk, place, choice(*risk_at)), **changes)
     rows = {f'{name}, mean': row(None, None)}
     if family.trained and 'network' in family.places: rows[f'{name}, mean, network'] = row(None, 'network', ('uniform', 'network'))
-    if name == 'DM': rows |= {'DM, mean, density weights': row(None, None, base='density'), 'DM, mean, k-centre start': row(None, None, init='k-center'),
-                              'DM, CVaR, distance, k-centre start': row('CVaR', 'distance', init='k-center')}
+    if name == 'DM': rows |= {'DM, mean, density weights': row(None, None, base='density'),
+                              'DM, mean, k-centre start': row(None, None, start='kcenter'),
+                              'DM, CVaR, distance, k-centre start': row('CVaR', 'distance', start='kcenter')}
     for place in family.places:
         for risk in family.risks: rows[f'{name}, {risk}, {place}'] = row(risk, place)
-        if family.cells: rows[f'{name}, uniform in pixels, {place}'] = row('uniform in pixels', place, ('uniform', place))
+        if family.clusters != PIXELS: rows[f'{name}, uniform in pixels, {place}'] = row('uniform in pixels', place, ('uniform', place))
         if place != 'network': rows[f'{name}, true groups, {place}'] = row('true groups', place, ('uniform', place))   # COBRA, FairDD
     return rows
 
@@ -113,29 +121,10 @@ def settings(method):
     "What of a method (or of its description) is not the default, as text."
     if method is None: return None
     default, own = Method().describe(), method if isinstance(method, dict) else method.describe()
-    own = {'objective' if k == 'matcher' else k: v for k, v in own.items()}        # its name in older result files
-    if own['cells'] == 'groups': own |= dict(cells_per_class=None)                 # without a meaning there
     return json.dumps({k: v for k, v in own.items() if v != default[k]}, sort_keys=True)
 
 
-class Rows:
-    "The rows that are there, in one file; a row is found by what it is made of."
-    def __init__(self, path):
-        self.path, self.rows = path, read_json(path) if path.exists() else []
-        self.index = {self.key(r): r for r in self.rows}
-
-    @staticmethod
-    def key(r): return r['set'], r['on'], r['settings'] or r['method'], r['seed']
-
-    def add(self, row):
-        self.index[self.key(row)] = row
-        self.rows.append(row)
-        write_json(self.path, self.rows)
-
-
-def commit():
-    found = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=HERE, capture_output=True, text=True)
-    return found.stdout.strip() or None
+def key(r): return r['set'], r['on'], r['settings'] or r['method'], r['seed']
 
 
 def run(name, method, set_name, on, seed):
@@ -155,36 +144,28 @@ def run(name, method, set_name, on, seed):
 
 def known():
     "Rows that tune.py and digits.py have measured with the same settings, data and training: {(set, on, settings or name, seed): row}."
-    found = {('digits', 'val', settings(as_method(r['method'], **r['setting'])), r['seed']): r for r in read_json(HERE / 'results' / 'tune.json')['rows']}
-    main = read_json(HERE / 'results' / 'digits.json')
+    tuned = read_json(RESULTS / 'tune.json')['rows']
+    found = {('digits', 'val', settings(as_method(r['method'], **r['setting'])), r['seed']): r for r in tuned}
+    main = read_json(RESULTS / 'digits.json')
     described = {m: settings(d) if isinstance(d, dict) else m for m, d in main['config']['methods'].items()}
     return found | {('digits', 'test', described[r['method']], r['seed']): r for r in main['rows']}
 
 
-class TimeIsUp(Exception): pass
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--work', type=Path, required=True, help='folder for the rows; a stopped benchmark goes on from there')
-    parser.add_argument('--out', type=Path, default=HERE / 'results' / 'grid.json')
-    parser.add_argument('--only', default='', help='regular expression for set/row, e.g. "digits/DM"')
-    parser.add_argument('--seeds', type=int, default=len(SEEDS))
-    parser.add_argument('--minutes', type=float, default=float('inf'), help='start no further row after so many')
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    start, rows, elsewhere = time.perf_counter(), Rows(args.work / 'rows.json'), known()
+    args = options('grid', __doc__, len(SEEDS), work=True).parse_args()
+    rows, elsewhere = Rows(args.work / 'rows.json', key, args.minutes), known()
 
     def compute(name, method, set_name, on, seed):
-        key = set_name, on, settings(method) or name, seed
-        if key in rows.index: return rows.index[key]
-        if key in elsewhere:
-            rows.add(elsewhere[key] | dict(set=set_name, on=on, method=name, settings=settings(method), seed=seed, commit=None, source='tune.json' if on == 'val' else 'digits.json'))
-            return rows.index[key]
-        if time.perf_counter() - start > 60 * args.minutes: raise TimeIsUp
-        rows.add(row := run(name, method, set_name, on, seed))
-        print(f'{set_name} {on} {name} seed {seed}: {row["seconds"] + row["evaluation_seconds"]:.0f} s, worst group {row["worst_group_accuracy"]:.3f}', flush=True)
-        return row
+        wanted = set_name, on, settings(method) or name, seed
+        source = 'tune.json' if on == 'val' else 'digits.json'
+        def made():
+            row = run(name, method, set_name, on, seed)
+            seconds = row['seconds'] + row['evaluation_seconds']
+            print(f'{set_name} {on} {name} seed {seed}: {seconds:.0f} s, worst group {row["worst_group_accuracy"]:.3f}', flush=True)
+            return row
+        if wanted not in elsewhere or wanted in rows.index: return rows.row(wanted, made)
+        own = dict(set=set_name, on=on, method=name, settings=settings(method), seed=seed, commit=None, source=source)
+        return rows.add(elsewhere[wanted] | own)
 
     def chooser(set_name, name):
         "Step size of a place: the best on validation data under the uniform risk, which stands for all risks there."
@@ -205,7 +186,8 @@ def main():
         for set_name, families in FAMILIES.items():
             for name, method in BASELINES.items():
                 for seed in SEEDS[:args.seeds]:
-                    if todo(set_name, name) and not (set_name == 'colour' and name in ('full', 'full-risk', 'rdd-distance')): compute(name, method, set_name, 'test', seed)
+                    absent = set_name == 'colour' and name in ('full', 'full-risk', 'rdd-distance')
+                    if todo(set_name, name) and not absent: compute(name, method, set_name, 'test', seed)
             for name in families:
                 table = {row: method for row, method in grid(families[name], name, chooser(set_name, name)).items() if todo(set_name, row)}
                 for seed in SEEDS[:args.seeds]:
@@ -216,13 +198,16 @@ def main():
 
 def write_report(rows, out):
     "Rows, and for each set the summary and the paired differences that the grid is about."
-    report = dict(config=dict(seeds=list(SEEDS), risks=RISKS, sets={s: dict(training=t.describe(), families={n: f.plain.describe() for n, f in FAMILIES[s].items()}) for s, (_, t) in SETS.items()}),
-                  versions=versions(), commit=commit(), rows=[r for r in rows if r['on'] == 'test'], choice=[{k: r.get(k) for k in ('set', 'method', 'settings', 'seed', 'balanced_accuracy', 'worst_group_accuracy', 'seconds')} for r in rows if r['on'] == 'val'])
+    sets = {s: dict(training=t.describe(), families={n: f.plain.describe() for n, f in FAMILIES[s].items()}) for s, (_, t) in SETS.items()}
+    kept = 'set', 'method', 'settings', 'seed', 'balanced_accuracy', 'worst_group_accuracy', 'seconds'
+    report = dict(config=dict(seeds=list(SEEDS), risks=RISKS, sets=sets), rows=[r for r in rows if r['on'] == 'test'],
+                  choice=[{k: r.get(k) for k in kept} for r in rows if r['on'] == 'val'])
     for s in SETS:
         own = [r for r in report['rows'] if r['set'] == s]
         plain = [f'{n}, mean' for n in FAMILIES[s]] + ['kmeans']
-        report[s] = dict(summary=summarise(own), paired=paired(own, plain, ('accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy'))) if own else None
-    write_json(out, report)
+        compared = 'accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy'
+        report[s] = dict(summary=summarise(own), paired=paired(own, plain, compared)) if own else None
+    write(out, **report)
 
 
 if __name__ == '__main__': main()

@@ -7,18 +7,19 @@ the step size of a method, which is for 10 images per class, is multiplied by th
 images by a share of 1/n only. Every network gets the same number of updates, whatever the size of the set it is trained on. `--work` keeps every run, and a
 stopped benchmark goes on from there; results are written after every seed, and `seconds` is the wall time of all distillations together.
 """
-import argparse, subprocess, tempfile
+import tempfile
 from pathlib import Path
 
-import torch
-
-from rdd_nb.sources import load_data
-from rdd_nb.core import read_json, versions, write_json
-from rdd_nb.distill import METHODS, as_method, distill
+from rdd_nb.core import read_json, write_json
+from rdd_nb.distill import distill
 from rdd_nb.evaluation import Training, evaluate
 from rdd_nb.intervals import paired, summarise
+from rdd_nb.methods import METHODS, as_method
 from rdd_nb.priors import Frequencies, GeneratorLatents, LowRank, MultiFormation, Pixels
+from rdd_nb.sources import load_data
 from rdd_nb.synthetic import load
+
+from common import options, write
 
 BUDGET, CLASSES, STEPS, EPOCHS, BATCH = 6400, 10, 80, 200, 128
 PRIORS = {'pixels': Pixels(), 'multi-formation 2': MultiFormation(2), 'frequencies .5': Frequencies(.5), 'frequencies .75': Frequencies(.75),
@@ -34,26 +35,24 @@ def affordable(prior, train):
 
 
 def row(splits, method, name, ipc, seed, out):
-    "One cell: so many updates of the samples, as many updates of the network as for 100 samples, batches as equal as can be."
+    "One row: so many updates of the samples, as many updates of the network as for 100 samples, batches as equal as can be."
     prior = PRIORS[name]
     images = ipc * prior.per_sample
     batches = -(-images * CLASSES // BATCH)
     training = Training(epochs=round(EPOCHS / batches), batch=-(-images * CLASSES // batches))
-    m = as_method(method, prior=prior, **({} if method == 'kmeans' else dict(lr=METHODS[method].lr * images / 10, steps=STEPS)))
+    slow = {} if method == 'kmeans' else dict(lr=METHODS[method].lr * images / 10, steps=STEPS)
+    m = as_method(method, prior=prior, **slow)
     made, kept = out/'synthetic.safetensors', out/'evaluation.json'
     s = load(made) if made.exists() else distill(splits.train, m, ipc, seed, 'cpu', out, resume=True, progress=False)
     if not kept.exists(): write_json(kept, evaluate(s, splits.test, training, 1, seed, device='cpu'))
-    return dict(method=f'{method}, {name}') | read_json(kept) | dict(bytes=s.provenance['bytes'], samples=images * CLASSES, setting=repr(prior), lr=m.lr, epochs=training.epochs, batch=training.batch, seconds=s.provenance['seconds'])
+    own = dict(bytes=s.provenance['bytes'], samples=images * CLASSES, setting=repr(prior), lr=m.lr, epochs=training.epochs, batch=training.batch)
+    return dict(method=f'{method}, {name}') | read_json(kept) | own | dict(seconds=s.provenance['seconds'])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--seeds', type=int, default=3)
+    parser = options('priors', __doc__, 3)
     parser.add_argument('--work', type=Path, help='folder for the runs (default: a temporary one)')
-    parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'results' / 'priors.json')
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         splits, rows = load_data('digits'), []
@@ -62,11 +61,13 @@ def main():
             for name in PRIORS:
                 for method in ROWS:
                     rows.append(row(splits, method, name, ipc[name], seed, work/'runs'/f'{method} {name} {seed}'))
-                    print(rows[-1]['method'], seed, rows[-1]['samples'], {k: round(v, 3) for k, v in rows[-1]['group_accuracy'].items()}, flush=True)
+                    groups = {k: round(v, 3) for k, v in rows[-1]['group_accuracy'].items()}
+                    print(rows[-1]['method'], seed, rows[-1]['samples'], groups, flush=True)
             pairs = [p for m in ROWS for p in paired([r for r in rows if r['method'].startswith(m + ',')], [f'{m}, pixels'])]
-            pairs += [p for n in PRIORS for p in paired([r for r in rows if r['method'].endswith(f', {n}')], [f'kmeans, {n}', f'distribution, {n}'])]
-            write_json(args.out, dict(config=dict(budget=BUDGET, steps=STEPS, seeds=seed + 1, training=Training(epochs=EPOCHS, batch=BATCH).describe(), networks=1, ipc=ipc, command='python benchmarks/priors.py'),
-                                      versions=versions(), commit=commit, seconds=round(sum(r['seconds'] for r in rows), 1), rows=rows, summary=summarise(rows), paired=pairs))
+            for n in PRIORS: pairs += paired([r for r in rows if r['method'].endswith(f', {n}')], [f'kmeans, {n}', f'distribution, {n}'])
+            config = dict(budget=BUDGET, steps=STEPS, seeds=seed + 1, training=Training(epochs=EPOCHS, batch=BATCH).describe(), networks=1, ipc=ipc,
+                          command='python benchmarks/priors.py')
+            write(args.out, config=config, seconds=round(sum(r['seconds'] for r in rows), 1), rows=rows, summary=summarise(rows), paired=pairs)
 
 
 if __name__ == '__main__': main()

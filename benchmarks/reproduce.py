@@ -12,23 +12,21 @@ Rows whose `network` is not "convnet" were made before `convnet` padded images o
 all rows were evaluated by a variant of DC's protocol, and matrix products were in bfloat16.
 Needs the environment variable RDD_NB_DATA.
 """
-import argparse, re, time
+import re, time
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from rdd_nb.coresets import random_per_class
-from rdd_nb.core import read_json, versions, write_json
-from rdd_nb.distill import Method, distill
+from rdd_nb.core import read_json
+from rdd_nb.distill import distill
 from rdd_nb.evaluation import Training, evaluate
 from rdd_nb.foreign import CONSTANTS
+from rdd_nb.methods import Method
 from rdd_nb.sources import load_data
-from rdd_nb.matching import DistributionMatching, GradientMatching
 
-from evaluation import commit
+from common import Rows, TimeIsUp, commit, options, write
 
 PUBLISHED = {   # accuracy in percent; `memory`: quoted from memory, the others were read in the source
     ('random', 'mnist', 1): (64.9, 'DC/DSA papers, table 1', True),
@@ -41,9 +39,9 @@ PUBLISHED = {   # accuracy in percent; `memory`: quoted from memory, the others 
     ('DSA', 'mnist', 1): (88.7, 'README of the DC/DSA code', False),
 }
 METHODS = {
-    'DM': Method(DistributionMatching(), init='random', steps=150, lr=10., batch=64, network='convnet', width=128),
-    'DC': Method(GradientMatching(), init='random', steps=150, lr=.2, batch=32, network='convnet', width=128),
-    'DSA': Method(GradientMatching(), init='random', steps=150, lr=.2, batch=32, network='convnet', width=128,
+    'DM': Method('distribution', start='random', steps=150, lr=10., network='convnet(width=128)'),
+    'DC': Method('gradient', start='random', steps=150, lr=.2, batch='random(32)', network='convnet(width=128)'),
+    'DSA': Method('gradient', start='random', steps=150, lr=.2, batch='random(32)', network='convnet(width=128)',
                   augment='crop cutout scale rotate'),
 }
 SETS = 'mnist', 'fashion-mnist'
@@ -84,27 +82,18 @@ def table(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--work', type=Path, required=True, help='folder for rows; a stopped benchmark goes on from there')
-    parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'results' / 'reproduce.json')
-    parser.add_argument('--only', default='', help='regular expression for "method set ipcN seed"')
-    parser.add_argument('--minutes', type=float, default=float('inf'), help='start no further row after so many')
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    start, cache_file = time.perf_counter(), args.work / 'rows.json'
+    args = options('reproduce', __doc__, work=True).parse_args()
     before = read_json(args.out)['rows'] if args.out.exists() else []
-    rows = read_json(cache_file) if cache_file.exists() else before
-    done = {(r['method'], r['set'], r['ipc'], r['seed']) for r in rows if 'network' not in r}
+    key = lambda r: (r['method'], r['set'], r['ipc'], r['seed'], r.get('network', 'convnet'))
+    rows = Rows(args.work / 'rows.json', key, args.minutes, before)
     wanted = [(m, s, ipc, seed) for m, s, ipc, n in PLAN for seed in range(n)]
-    todo = [w for w in wanted if w not in done and re.search(args.only, '{} {} ipc{} {}'.format(*w))]
-    for one in tqdm(todo, desc='runs'):
-        if time.perf_counter() - start > 60 * args.minutes: break
-        rows.append(run(*one))
-        write_json(cache_file, rows)
-        print(rows[-1], flush=True)
+    try:
+        for one in tqdm([w for w in wanted if re.search(args.only, '{} {} ipc{} {}'.format(*w))], desc='runs'):
+            print(rows.row((*one, 'convnet'), lambda: run(*one)), flush=True)
+    except TimeIsUp: print('time is up', flush=True)
     config = dict(methods={n: m.describe() for n, m in METHODS.items()}, protocols=PROTOCOL,
                   published='percent; `from_memory` marks figures that were not read again')
-    write_json(args.out, dict(config=config, versions=versions(), commit=commit(), rows=rows, table=list(table(rows))))
+    write(args.out, config=config, rows=rows.rows, table=list(table(rows.rows)))
 
 
 if __name__ == '__main__': main()

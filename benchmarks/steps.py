@@ -8,18 +8,20 @@ The published loops go class by class: real batch, gradient; synthetic batch, gr
 row the distance; one backward pass at the end. They are written again here in that style and timed in turns with ours, on
 random pixels and the same network, batch and number of synthetic images. Networks are not trained in between.
 """
-import argparse, subprocess, time
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from rdd_nb import data
-from rdd_nb.core import Cost, generator, versions, write_json
-from rdd_nb.distill import Distiller, as_method
+from rdd_nb.core import Cost, generator
+from rdd_nb.distill import Distiller
+from rdd_nb.methods import as_method
 from rdd_nb.models import make_model
+
+from common import RESULTS, options, write
 
 SIZES = dict(digits=((1, 8, 8), 32, 64), mnist=((1, 28, 28), 128, 64), cifar=((3, 32, 32), 128, 64))  # shape, width, real samples per class
 METHODS = 'gradient', 'rdd-target', 'distribution', 'rdd-distance'
@@ -56,10 +58,11 @@ def contestants(shape, width, batch, device):
     g, n = generator('steps', shape), CLASSES * batch * 2
     x, y = torch.randn(n, *shape, generator=g), torch.arange(CLASSES).repeat_interleave(batch * 2)
     train = data.GroupedDataset(x, y, torch.arange(n) % 2, groups=['a', 'b'])
-    options = dict(steps=10**6, width=width, batch=batch, network_steps=0, network_life=10**6, init='random')
-    steps = {m: Distiller(train, as_method(m, **options), IPC, 0, device).step for m in METHODS}
+    small = dict(steps=10**6, network=dict(width=width, steps=0, life=10**6), batch=dict(size=batch), start='random')
+    steps = {m: Distiller(train, as_method(m, **small), IPC, 0, device).step for m in METHODS}
     net = make_model('convnet', shape, CLASSES, width=width).to(device)
-    images, sy = torch.randn(CLASSES * IPC, *shape, device=device, requires_grad=True), torch.arange(CLASSES, device=device).repeat_interleave(IPC)
+    images = torch.randn(CLASSES * IPC, *shape, device=device, requires_grad=True)
+    sy = torch.arange(CLASSES, device=device).repeat_interleave(IPC)
     optimizer = torch.optim.SGD([images], .1, momentum=.5)
     xd, yd = x.to(device), y.to(device)
     def eager(f):
@@ -92,14 +95,13 @@ def peak(size, name, device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options('steps-cpu', __doc__)
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--sizes', nargs='+', default=list(SIZES), choices=list(SIZES))
     parser.add_argument('--seconds', type=float, default=20, help='for each size, after two steps of everybody')
-    parser.add_argument('--out', type=Path)
     args = parser.parse_args()
-    if args.device == 'cpu': torch.set_num_threads(1)
-    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    kind = args.device.split(':')[0]
+    if kind != 'cpu' and args.out == RESULTS / 'steps-cpu.json': args.out = RESULTS / f'steps-{kind}.json'
     rows = []
     for size in args.sizes:
         shape, width, batch = SIZES[size]
@@ -107,11 +109,10 @@ def main():
         for name in best:
             with ProcessPoolExecutor(1, get_context('spawn')) as fresh: mb = fresh.submit(peak, size, name, args.device).result()
             base = best['eager gradient' if name in ('gradient', 'rdd-target', 'eager gradient') else 'eager distribution']
-            rows.append(dict(size=size, shape=shape, width=width, batch=batch, ipc=IPC, method=name, seconds=best[name], steps_per_second=1 / best[name],
-                             to_eager=best[name] / base, peak_mb=round(mb, 1)))
+            rows.append(dict(size=size, shape=shape, width=width, batch=batch, ipc=IPC, method=name, seconds=best[name],
+                             steps_per_second=1 / best[name], to_eager=best[name] / base, peak_mb=round(mb, 1)))
             print(f"{size:7} {name:19} {1 / best[name]:8.2f} steps/s   time / eager {best[name] / base:5.2f}   peak {mb:7.1f} MB", flush=True)
-    out = args.out or Path(__file__).parent / 'results' / f'steps-{args.device.split(":")[0]}.json'
-    write_json(out, dict(config=dict(device=args.device, threads=torch.get_num_threads(), seconds=args.seconds, commit=commit), versions=versions(), rows=rows))
+    write(args.out, config=dict(device=args.device, threads=torch.get_num_threads(), seconds=args.seconds), rows=rows)
 
 
 if __name__ == '__main__': main()

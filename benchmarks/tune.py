@@ -7,18 +7,19 @@ in all of them and are not touched). The score is the balanced accuracy on valid
 uses knowledge of the groups on validation data, as is usual for group-robust methods. Rows that are already in the
 result file are not computed again.
 """
-import argparse, itertools, json
-from pathlib import Path
+import itertools, json
 
 import joblib
 import numpy as np
 import torch
 
 from rdd_nb import data, shifts
-from rdd_nb.sources import load_data
-from rdd_nb.core import read_json, versions, write_json
+from rdd_nb.core import read_json
 from rdd_nb.distill import distill
 from rdd_nb.evaluation import Training, evaluate
+from rdd_nb.sources import load_data
+
+from common import options, write
 
 SEEDS = 10, 11, 12   # of the data draw and of the distillation
 
@@ -26,24 +27,26 @@ MEAN_CVAR, SOFTER, HARDER = (f'0.5*mean + 0.5*cvar(tail={tail})' for tail in (.5
 UNIFORM = 'twolevel(mean, mean)'
 
 
-def grid(method, **options): return [(method, dict(zip(options, values))) for values in itertools.product(*options.values())]
+def grid(method, **choices): return [(method, dict(zip(choices, values))) for values in itertools.product(*choices.values())]
 
 
-KMEANS = dict(cells=['kmeans'])
+def k(*sizes): return [f'kmeans({size})' for size in sizes]
+
+
 SETTINGS = [('kmeans', {}), ('random', {}),
             *grid('distribution', lr=[1., 5., 20.]),
-            *grid('rdd-distance', lr=[1., 5., 20.], risk=[MEAN_CVAR], cells_per_class=[3], **KMEANS),
-            *grid('rdd-distance', lr=[5.], risk=[MEAN_CVAR], cells_per_class=[2, 4, 6], **KMEANS),
-            *grid('rdd-distance', lr=[5.], risk=['mean', SOFTER, HARDER], cells_per_class=[3], **KMEANS),
-            *grid('rdd-distance', lr=[5.], risk=['mean', HARDER], cells=['synthetic']),
+            *grid('rdd-distance', lr=[1., 5., 20.], risk=[MEAN_CVAR], clustering=k(3)),
+            *grid('rdd-distance', lr=[5.], risk=[MEAN_CVAR], clustering=k(2, 4, 6)),
+            *grid('rdd-distance', lr=[5.], risk=['mean', SOFTER, HARDER], clustering=k(3)),
+            *grid('rdd-distance', lr=[5.], risk=['mean', HARDER], clustering=['nearest']),
             *grid('gradient', lr=[.02, .05, .2, .5]),
-            *grid('rdd-target', lr=[.05, .2, .5], risk=[UNIFORM], cells_per_class=[3], **KMEANS),
-            *grid('rdd-target', lr=[.2], risk=[f'twolevel(mean, {SOFTER})', f'twolevel(mean, {MEAN_CVAR})'], cells_per_class=[3], **KMEANS),
-            *grid('rdd-target', lr=[.2], risk=[UNIFORM], cells_per_class=[2, 6], **KMEANS),
-            *grid('rdd-target', lr=[.2], risk=[f'twolevel(mean, {MEAN_CVAR})'], cells_per_class=[4, 6], **KMEANS),
-            *grid('rdd-distance', lr=[5.], risk=['mean', SOFTER], cells_per_class=[4], **KMEANS),
-            *grid('rdd-target', lr=[.2], risk=[UNIFORM], cells=['synthetic']),
-            *grid('rdd-network', lr=[.2], risk=[UNIFORM, f'twolevel(mean, {MEAN_CVAR})'], cells_per_class=[3], **KMEANS)]
+            *grid('rdd-target', lr=[.05, .2, .5], risk=[UNIFORM], clustering=k(3)),
+            *grid('rdd-target', lr=[.2], risk=[f'twolevel(mean, {SOFTER})', f'twolevel(mean, {MEAN_CVAR})'], clustering=k(3)),
+            *grid('rdd-target', lr=[.2], risk=[UNIFORM], clustering=k(2, 6)),
+            *grid('rdd-target', lr=[.2], risk=[f'twolevel(mean, {MEAN_CVAR})'], clustering=k(4, 6)),
+            *grid('rdd-distance', lr=[5.], risk=['mean', SOFTER], clustering=k(4)),
+            *grid('rdd-target', lr=[.2], risk=[UNIFORM], clustering=['nearest']),
+            *grid('rdd-network', lr=[.2], risk=[UNIFORM, f'twolevel(mean, {MEAN_CVAR})'], clustering=k(3))]
 
 
 def both_looks(splits):
@@ -55,7 +58,7 @@ def both_looks(splits):
     return both.renormalise(splits.train.mean, splits.train.std)
 
 
-def cell(method, setting, seed):
+def run(method, setting, seed):
     torch.set_num_threads(1)
     splits = load_data('digits', data_seed=seed)
     s = distill(splits.train, method, seed=seed, device='cpu', progress=False, **setting)
@@ -65,17 +68,16 @@ def cell(method, setting, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'results' / 'tune.json')
+    parser = options('tune', __doc__)
     parser.add_argument('--jobs', type=int, default=-1)
     args = parser.parse_args()
     rows = read_json(args.out)['rows'] if args.out.exists() else []
     key = lambda method, setting, seed: json.dumps([method, setting, seed], sort_keys=True)
     done = {key(r['method'], r['setting'], r['seed']) for r in rows}
     todo = [(m, s, seed) for m, s in SETTINGS for seed in SEEDS if key(m, s, seed) not in done]
-    for row in joblib.Parallel(args.jobs, return_as='generator_unordered')(joblib.delayed(cell)(*c) for c in todo):
+    for row in joblib.Parallel(args.jobs, return_as='generator_unordered')(joblib.delayed(run)(*c) for c in todo):
         rows.append(row)
-        write_json(args.out, dict(config=dict(seeds=SEEDS, training=Training().describe(), score='balanced_accuracy'), versions=versions(), rows=rows))
+        write(args.out, config=dict(seeds=SEEDS, training=Training().describe(), score='balanced_accuracy'), rows=rows)
     for m, s in SETTINGS:
         own = [r for r in rows if (r['method'], r['setting']) == (m, s)]
         mean = lambda f: np.mean([f(r) for r in own])
