@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from .core import generator
 
 # %% ../nbs/05_data.ipynb #baccfe87
-def _tensor(values, what):
+def _tensor(values, what, of='numbers'):
     "`values` as a tensor. Raises `ValueError` for what is no array of numbers."
     if isinstance(values, torch.Tensor): return values.detach()
     if np.ma.is_masked(values):
@@ -26,12 +26,12 @@ def _tensor(values, what):
         return torch.as_tensor(np.require(array, array.dtype.newbyteorder('='), 'CW'))
     except (TypeError, ValueError):
         got = f'{type(values).__name__} that is none (samples of different sizes?)'
-        raise ValueError(f'{what} must be an array of numbers, got {got}') from None
+        raise ValueError(f'{what} must be an array of {of}, got {got}') from None
 
-# %% ../nbs/05_data.ipynb #051fe1dd
+# %% ../nbs/05_data.ipynb #3d463f34
 def _labels(values, what, n):
     "`values` as int64 (n,)."
-    values = _tensor(values, what)
+    values = _tensor(values, what, 'integers')
     if values.shape != (n,): raise ValueError(f'{what} has shape {tuple(values.shape)}, but there are {n} samples')
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f'{what} has dtype {str(values.dtype)[6:]}: expected integers from 0')
