@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from .core import generator
 
 # %% ../nbs/05_data.ipynb #baccfe87
-def _tensor(values, what):
+def _tensor(values, what, of='numbers'):
     "`values` as a tensor. Raises `ValueError` for what is no array of numbers."
     if isinstance(values, torch.Tensor): return values.detach()
     if np.ma.is_masked(values):
@@ -26,20 +26,20 @@ def _tensor(values, what):
         return torch.as_tensor(np.require(array, array.dtype.newbyteorder('='), 'CW'))
     except (TypeError, ValueError):
         got = f'{type(values).__name__} that is none (samples of different sizes?)'
-        raise ValueError(f'{what} must be an array of numbers, got {got}') from None
+        raise ValueError(f'{what} must be an array of {of}, got {got}') from None
 
-# %% ../nbs/05_data.ipynb #051fe1dd
+# %% ../nbs/05_data.ipynb #3d463f34
 def _labels(values, what, n):
     "`values` as int64 (n,)."
-    values = _tensor(values, what)
+    values = _tensor(values, what, 'integers')
     if values.shape != (n,): raise ValueError(f'{what} has shape {tuple(values.shape)}, but there are {n} samples')
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f'{what} has dtype {str(values.dtype)[6:]}: expected integers from 0')
     return values.long()
 
-# %% ../nbs/05_data.ipynb #5c2cc0bf
+# %% ../nbs/05_data.ipynb #c7482a1d
 def _names(ids, names, what):
-    "Names for the ids 0, 1, ...; by default the numbers themselves. Raises `ValueError` for an id without a name."
+    "Names for the ids 0, 1, ...; by default the numbers themselves."
     low, high = int(ids.min()), int(ids.max())
     last = max(len(ids), 1000) if names is None else len(names) - 1
     if low < 0 or high > last: raise ValueError(f'{what} must lie in 0..{last}, got {low if low < 0 else high}')
@@ -51,12 +51,11 @@ def _per_channel(value, x):
     if len(value) not in (1, n := x.shape[1]): raise ValueError(f'mean and std need 1 or {n} numbers, got {len(value)}')
     return value.expand(x.shape[1]).clone()
 
-# %% ../nbs/05_data.ipynb #2e4bb150
+# %% ../nbs/05_data.ipynb #4d816ed3
 def _unit(raw):
     "Bytes as float32 in [0, 1]; floats as they are."
     return raw.float() / 255 if raw.dtype == torch.uint8 else raw
 
-# %% ../nbs/05_data.ipynb #c3197880
 def _sound(x):
     "`x` if it can be the samples of a data set. Raises `ValueError`."
     x = torch.as_tensor(x).detach()
@@ -92,14 +91,14 @@ class GroupedDataset(Dataset):
         self.mean, self.std = (_per_channel(v, x) for v in (0. if mean is None else mean, 1. if std is None else std))
         if not (self.std > 0).all(): raise ValueError(f'std must be positive, got {self.std.tolist()}')
 
-# %% ../nbs/05_data.ipynb #18eaeec5
+# %% ../nbs/05_data.ipynb #47bc00b4
 def _class_names(y, classes):
     found = y.unique()
     if classes is None and (found[0] != 0 or found[-1] != len(found) - 1):
         raise ValueError(f'y must hold the labels 0..C-1, each at least once, got {str(found.tolist())[:60]}')
     return _names(y, classes, 'y')
 
-# %% ../nbs/05_data.ipynb #3c475cbb
+# %% ../nbs/05_data.ipynb #2bd8ceb5
 @patch(as_prop=True)
 def stored(self: GroupedDataset):
     "The samples as they are kept: `bytes`, or normalised floats."
@@ -107,21 +106,25 @@ def stored(self: GroupedDataset):
 
 @patch(as_prop=True)
 def n_classes(self: GroupedDataset): return len(self.classes)
-
 @patch
 def __repr__(self: GroupedDataset):
     groups = 'groups unknown' if self.group is None else 'groups ' + ', '.join(self.groups)
     shape = tuple(self.stored.shape[1:])
     return f'GroupedDataset({self.name or "unnamed"}: {len(self)} x {shape}, {self.n_classes} classes, {groups})'
 
-# %% ../nbs/05_data.ipynb #9fe6507b
+# %% ../nbs/05_data.ipynb #24b89b87
+@patch
+def _stats(self: GroupedDataset, raw):
+    "Mean and std in the shape that goes with `raw`, on its device."
+    return [(s[:, None, None] if raw.ndim > 2 else s).to(raw.device) for s in (self.mean, self.std)]
+
 @patch
 def normalise(self: GroupedDataset, raw):
     "Raw values to what the networks see: `(raw - mean) / std`, channel by channel."
-    mean, std = (s[:, None, None] if raw.ndim > 2 else s for s in (self.mean.to(raw.device), self.std.to(raw.device)))
+    mean, std = self._stats(raw)
     return (raw - mean).div_(std)
 
-# %% ../nbs/05_data.ipynb #21d20c81
+# %% ../nbs/05_data.ipynb #f127b2e7
 @patch
 def batch(self: GroupedDataset,
     idx,          # index, indices, slice or mask
@@ -131,7 +134,7 @@ def batch(self: GroupedDataset,
     part = (self.bytes if self._x is None else self._x)[idx].to(device or self.y.device)
     return part if self._x is not None else self.normalise(_unit(part))
 
-# %% ../nbs/05_data.ipynb #2196b32c
+# %% ../nbs/05_data.ipynb #a18cc0c4
 @patch(as_prop=True)
 def x(self: GroupedDataset):
     "All samples as normalised float32, (n, ...)."
@@ -148,7 +151,7 @@ def __getitem__(self: GroupedDataset, i): return self.batch(i), self.y[i]
 def pixels(self: GroupedDataset):
     "The raw values as floats: images in [0, 1], table rows in their own units."
     if self.bytes is not None: return _unit(self.bytes)
-    mean, std = (s[:, None, None] if self._x.ndim == 4 else s for s in (self.mean, self.std))
+    mean, std = self._stats(self._x)
     raw = (self._x * std).add_(mean)
     return raw.clamp_(0, 1) if raw.ndim == 4 else raw
 
@@ -183,7 +186,7 @@ def channel_stats(
     varies = (var > 0) & (var > 1e-12 * mean.square())
     return six_digits(mean), six_digits(torch.where(varies, var.sqrt(), 1.))
 
-# %% ../nbs/05_data.ipynb #43f86407
+# %% ../nbs/05_data.ipynb #197ad406
 @patch
 def renormalise(self: GroupedDataset,
     mean=None,  # one number or one per channel; None: those of this data set's own raw values
@@ -195,8 +198,8 @@ def renormalise(self: GroupedDataset,
     own = channel_stats(raw) if mean is None or std is None else (mean, std)
     mean, std = (_per_channel(o if v is None else v, raw) for v, o in zip((mean, std), own))
     new = self._with(mean=mean, std=std)
-    same = self.bytes is not None or (mean.equal(self.mean) and std.equal(self.std))
-    return new if same else new._with(x=new.normalise(raw))
+    if self.bytes is not None or (mean.equal(self.mean) and std.equal(self.std)): return new
+    return new._with(x=new.normalise(raw))
 
 # %% ../nbs/05_data.ipynb #8543c152
 @patch
@@ -211,7 +214,7 @@ def without_groups(self: GroupedDataset):
     "What a method may see: the same images and labels, no groups."
     return self._with(group=None, groups=None)
 
-# %% ../nbs/05_data.ipynb #84fa7cd7
+# %% ../nbs/05_data.ipynb #f4649385
 @patch
 def to(self: GroupedDataset, device):
     "The same data on another device."
@@ -252,7 +255,7 @@ def _strip(self, picked):
     x = torch.nn.functional.pad(x[:, :3 if x.shape[1] == 3 else 1].expand(-1, 3, -1, -1), (0, 1), value=.5)
     return torch.cat(list(x), -1).permute(1, 2, 0).mul(255).round().byte().numpy()
 
-# %% ../nbs/05_data.ipynb #2646cff8
+# %% ../nbs/05_data.ipynb #b2f4d7f4
 @patch
 def show(self: GroupedDataset,
     n=8,  # images per group, one class after the other
@@ -291,13 +294,12 @@ def _repr_html_(self: GroupedDataset):
 
 # %% ../nbs/05_data.ipynb #2a70521a
 def _update(digest, what, kind, shape, blocks):
-    "Feed tensors, little-endian and in order, to `digest`, after a head with name, type and shape."
     digest.update(f'{what} {kind} {tuple(shape)};'.encode())
     for block in blocks:
         array = block.cpu().contiguous().numpy()
         digest.update(array.astype(array.dtype.newbyteorder('<'), copy=False).tobytes())
 
-# %% ../nbs/05_data.ipynb #181b1b39
+# %% ../nbs/05_data.ipynb #6954864d
 @patch
 def hash(self: GroupedDataset):
     "sha256 over x, y, group, mean and std. The same on every platform and device; names do not count."
@@ -311,7 +313,6 @@ def hash(self: GroupedDataset):
 
 # %% ../nbs/05_data.ipynb #842077e7
 def _raw_values(x, channels_last=False):
-    "Raw values: images (n, C, H, W) as uint8 or float32 in [0, 1], or float32 rows (n, d)."
     x = _tensor(x, 'x')
     if x.ndim == 2: return x.float()
     if x.ndim not in (3, 4):
@@ -324,7 +325,7 @@ def _raw_values(x, channels_last=False):
     x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2) if channels_last else x
     return x.float() if x.is_floating_point() else x
 
-# %% ../nbs/05_data.ipynb #b896bc37
+# %% ../nbs/05_data.ipynb #3268ddb2
 def _in_range(x):
     "Raw images `x`, if their values can be pixels."
     if x.ndim != 4 or not x.numel(): return x
@@ -337,14 +338,14 @@ def _in_range(x):
         raise ValueError(f'x has values from {span}: float images must lie in [0, 1] (raw, not normalised)')
     return x
 
-# %% ../nbs/05_data.ipynb #abf58afa
+# %% ../nbs/05_data.ipynb #60f847bc
 def _every_class(dataset, complaint):
     "Raises `ValueError` if a class has no sample."
     missing = (dataset.y.bincount(minlength=dataset.n_classes) == 0).nonzero().flatten().tolist()
     if missing: raise ValueError(f'{complaint} class {missing[0]} ({dataset.classes[missing[0]]!r})')
     return dataset
 
-# %% ../nbs/05_data.ipynb #ca3861e9
+# %% ../nbs/05_data.ipynb #7070a92b
 def from_arrays(
     x,                    # (n, C, H, W), (n, H, W) or (n, H, W, C) images, uint8 or floats in [0, 1]; or (n, d) rows
     y,                    # (n,) integer labels in 0..C-1, each at least once
@@ -388,7 +389,7 @@ def _fingerprints(dataset):
         found += [hashlib.blake2b(row.tobytes(), digest_size=16, key=shape).digest() for row in rows]
     return found
 
-# %% ../nbs/05_data.ipynb #ada01ab6
+# %% ../nbs/05_data.ipynb #c348f4a5
 def found_in(
     a,  # GroupedDataset
     b,  # GroupedDataset
@@ -397,9 +398,7 @@ def found_in(
     known = set(_fingerprints(b))
     return torch.tensor([f in known for f in _fingerprints(a)], dtype=torch.bool)
 
-def overlap(a, b) -> int:
-    "How many samples of `a` also occur in `b`."
-    return int(found_in(a, b).sum())
+def overlap(a, b): return int(found_in(a, b).sum())   # how many samples of `a` also occur in `b`
 
 # %% ../nbs/05_data.ipynb #2c7501cf
 def _draw(prints, strata, n, rng):
@@ -420,7 +419,6 @@ def _amount(amount, total, what):
     allowed = f'a fraction in (0, 1), a number in 1..{total - 1} or a GroupedDataset'
     raise ValueError(f'{what} must be {allowed}, got {amount!r}')
 
-# %% ../nbs/05_data.ipynb #d75e9d65
 def _no_copies(part, dataset, what, of):
     "Refuse (tables: warn of) samples of `part` that occur in `dataset`."
     if not (n := overlap(part, dataset)): return
@@ -428,7 +426,7 @@ def _no_copies(part, dataset, what, of):
     if part.stored.ndim == 4: raise ValueError(line)
     warnings.warn(line, stacklevel=3)
 
-# %% ../nbs/05_data.ipynb #ab64532f
+# %% ../nbs/05_data.ipynb #3ee6969c
 def _given(part, dataset, what):
     "The raw values of `part`, if it fits `dataset`."
     shape, own = tuple(part.stored.shape[1:]), tuple(dataset.stored.shape[1:])
@@ -440,7 +438,7 @@ def _given(part, dataset, what):
     _no_copies(part, dataset, what, 'training')
     return part.renormalise(0., 1.).to(dataset.y.device)
 
-# %% ../nbs/05_data.ipynb #edcb41c5
+# %% ../nbs/05_data.ipynb #00d5a15b
 def _drawn(raw, wanted):
     "Indices of the samples of each part in `wanted`, {part: (amount, key)}, in that order; 'train' is what is left."
     strata = (raw.y if raw.group is None else raw.y * len(raw.groups) + raw.group).cpu()
@@ -454,7 +452,7 @@ def _drawn(raw, wanted):
         found[part], left = left[mask], left[~mask]
     return found | dict(train=left)
 
-# %% ../nbs/05_data.ipynb #34038682
+# %% ../nbs/05_data.ipynb #6143fe18
 def _shifted(raw, shift, part, seed):
     "`raw` after the shift; the test part does not depend on the seed."
     rng = generator('shift', part, None if part == 'test' else seed)
@@ -490,7 +488,7 @@ def split(
     _every_class(parts['train'], 'no training samples are left for')
     return _finished(parts, shift, seed, dataset.name or 'data')
 
-# %% ../nbs/05_data.ipynb #3fb98220
+# %% ../nbs/05_data.ipynb #e01c9bd9
 def _finished(parts, shift, seed, name):
     "Raw parts as `Splits`: shifted, and normalised alike."
     if shift: parts = {part: _shifted(parts.pop(part), shift, part, seed) for part in list(parts)}

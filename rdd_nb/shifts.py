@@ -26,14 +26,13 @@ def exact_share(y, n_classes, share, rng):
         chosen[members[torch.randperm(len(members), generator=rng)[:k]]] = True
     return chosen
 
-# %% ../nbs/06_shifts.ipynb #791d0739
+# %% ../nbs/06_shifts.ipynb #a5c9af92
 def _checked(look, x, *context):
     "`look` applied to raw images. Raises `ValueError` unless it returns raw images of the same size."
     out, name = look(x, *context), getattr(look, '__name__', 'the look')
-    tensor = isinstance(out, torch.Tensor)
-    if not tensor or out.ndim != x.ndim or (out.shape[0], *out.shape[2:]) != (x.shape[0], *x.shape[2:]):
-        got = tuple(out.shape) if tensor else type(out).__name__
-        raise ValueError(f'shift: {name} must keep the shape {tuple(x.shape)}, got {got}')
+    shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+    if shape[:1] + shape[2:] != (len(x), *x.shape[2:]) or len(shape) != x.ndim:
+        raise ValueError(f'shift: {name} must keep the shape {tuple(x.shape)}, got {shape}')
     if not out.isfinite().all() or (x.ndim == 4 and (out.min() < 0 or out.max() > 1)):
         span = f'{float(out.min()):.3g} to {float(out.max()):.3g}'
         raise ValueError(f'shift: {name} must return raw values in [0, 1], got {span}')
@@ -67,12 +66,10 @@ def two_looks(
 # %% ../nbs/06_shifts.ipynb #72236c33
 def _need_images(x, name, channels=(), square=False):
     "Raises `ValueError` unless `x` are images that the shift can change."
-    if x.ndim != 4: raise ValueError(f'shift {name!r} needs images, got a table with {x.shape[1]} columns')
-    shape = ' x '.join(map(str, x.shape[1:]))
-    if channels and x.shape[1] not in channels:
-        raise ValueError(f'shift {name!r} needs images with {" or ".join(map(str, channels))} channels, got {shape}')
-    if square and x.shape[2] != x.shape[3]:
-        raise ValueError(f'shift {name!r} needs square images, got {shape}; size= makes them square')
+    if x.ndim == 4 and x.shape[1] in (channels or [x.shape[1]]) and not (square and x.shape[2] != x.shape[3]): return
+    wanted = 'square images' if square else 'images'
+    if channels: wanted += f' with {" or ".join(map(str, channels))} channels'
+    raise ValueError(f'shift {name!r} needs {wanted}, got samples of {" x ".join(map(str, x.shape[1:]))}')
 
 def invert_transpose(x, *_):
     "Each image inverted and mirrored along its diagonal."
@@ -99,22 +96,17 @@ def class_colours(n_classes):
     "One light colour for each class, evenly around the colour wheel: (n_classes, 3), the weakest channel at 0.4."
     return torch.tensor([colorsys.hsv_to_rgb(c / n_classes, .6, 1) for c in range(n_classes)])
 
-def _paint(x, colour_of):
+def own_colour(x, y, n_classes, rng, step=0):
+    "Each image in the colour of its class, or of the class `step` further on."
     _need_images(x, 'colour', (1, 3))
-    return x * colour_of[:, :, None, None].to(x)
+    return x * class_colours(n_classes)[(y.cpu() + step) % n_classes, :, None, None].to(x)
 
-def own_colour(x, y, n_classes, rng):
-    "Each image in the colour of its class."
-    return _paint(x, class_colours(n_classes)[y.cpu()])
-
-# %% ../nbs/06_shifts.ipynb #d915e477
 def other_colour(x, y, n_classes, rng):
     "Each image in the colour of some other class."
     if n_classes < 2: raise ValueError("shift 'colour' needs at least 2 classes, got 1")
-    step = torch.randint(1, n_classes, y.shape, generator=rng)
-    return _paint(x, class_colours(n_classes)[(y.cpu() + step) % n_classes])
+    return own_colour(x, y, n_classes, rng, torch.randint(1, n_classes, y.shape, generator=rng))
 
-# %% ../nbs/06_shifts.ipynb #6b203793
+# %% ../nbs/06_shifts.ipynb #21eca0fa
 COLOURS = dict(red=(255, 0, 0), orange=(255, 128, 0), yellow=(255, 255, 0), cream=(255, 255, 128), green=(0, 255, 0),
                cyan=(0, 255, 255), blue=(0, 0, 255), violet=(128, 0, 255), magenta=(255, 0, 255), white=(255, 255, 255))
 
@@ -128,7 +120,7 @@ def skewed_colours(y, n_classes, own, rng):
         colour[rest] = (c + step.to(y.device)) % (others + 1)
     return colour
 
-# %% ../nbs/06_shifts.ipynb #cde129f0
+# %% ../nbs/06_shifts.ipynb #2b7e172f
 def _digit(x, rgb): return (x > .5) * rgb
 def _around_digit(x, rgb): return (x <= .5) * rgb
 def _shaded(x, rgb): return (x * rgb * 255).floor() / 255
@@ -137,7 +129,7 @@ def _around_shaded(x, rgb):
     dark = (255 - (x * 255).round()) / 255
     return ((255 + dark * (rgb - 255)) * 255).floor().remainder(256) / 255
 
-# %% ../nbs/06_shifts.ipynb #e9689997
+# %% ../nbs/06_shifts.ipynb #afe38179
 def coloured(
     look,  # pixels (n, 1, H, W) and colours (n, 3, 1, 1), both in [0, 1] -> coloured pixels (n, 3, H, W)
 ):
@@ -153,7 +145,7 @@ def coloured(
     shift.groups, shift.stats = list(COLOURS), ((.5,), (.5,))
     return shift
 
-# %% ../nbs/06_shifts.ipynb #b7dfbe06
+# %% ../nbs/06_shifts.ipynb #6718f7fb
 def greyed(x, *_):
     "Colour images in grey, rounded as Pillow does; three channels."
     _need_images(x, 'half-grey', (3,))
@@ -199,7 +191,7 @@ SHIFTS = {
     'half-grey': half_grey,
 }
 
-# %% ../nbs/06_shifts.ipynb #85eaa014
+# %% ../nbs/06_shifts.ipynb #8c45291e
 def as_shift(
     shift,     # a name in `SHIFTS`, a corruption ('noise-3'), a function raw images -> raw images, a shift, or None
     share=.1,  # in [0, 1]; for the long tail in (0, 1]
@@ -212,7 +204,7 @@ def as_shift(
     bound.groups, bound.stats = found.groups, getattr(found, 'stats', None)
     return bound
 
-# %% ../nbs/06_shifts.ipynb #20c6f69f
+# %% ../nbs/06_shifts.ipynb #9ec7cfdd
 def _find(shift):
     "The shift function behind `shift`."
     if shift is None or hasattr(shift, 'groups'): return shift

@@ -128,10 +128,6 @@ def _room(what, needed, advice):
         raise ValueError(f'{what} need {needed / 2**30:.3g} GB of memory, there are {have / 2**30:.0f}: {advice}')
 
 # %% ../nbs/07_sources.ipynb #86c13f72
-def _empty(n, image):
-    _room(f'{n} images', 5 * n * image.numel(), 'choose a smaller size=')     # as bytes and as floats
-    return torch.empty((n, *image.shape), dtype=torch.uint8)
-
 def from_folder(
     folder,        # holds one folder of images for each class
     size=None,     # shorter side in pixels; the middle is cut out. None: all images must have the same size
@@ -145,29 +141,31 @@ def from_folder(
     except (FileNotFoundError, ValueError) as e: raise type(e)(f'folder {str(folder)!r}: {e}') from None
     return GroupedDataset(_pixels(files, size, grey), [c for _, c in files], classes=classes, name=folder.name)
 
-# %% ../nbs/07_sources.ipynb #7cf5692d
+# %% ../nbs/07_sources.ipynb #70ba7dd4
 def _pixels(files, size, grey):
     "The images of all files, bytes (n, C, H, W)."
     if grey is None: grey = all(_read_image(path, lambda im: im.mode in ('1', 'L', 'LA')) for path, _ in files)
     x = None
     for i, (path, _) in enumerate(tqdm(files, desc='reading', delay=2, leave=False)):
         image = _read_image(path, lambda im: _scaled(_pil_tensor(im, grey), size))
-        if x is None: x = _empty(len(files), image)
+        if x is None:
+            _room(f'{len(files)} images', 5 * len(files) * image.numel(), 'choose a smaller size=')   # bytes, floats
+            x = torch.empty((len(files), *image.shape), dtype=torch.uint8)
         if image.shape != x.shape[1:]:
             raise ValueError(f'{path}: {image.shape[2]} x {image.shape[1]} pixels, the images before it '
                              f'{x.shape[3]} x {x.shape[2]}; pass size= to bring them to one size')
         x[i] = image
     return x
 
-# %% ../nbs/07_sources.ipynb #9744c2d7
+# %% ../nbs/07_sources.ipynb #dff4b46a
 def _from_image_folder(name, size):
-    "{part: raw data set}; 'train' is everything where the folder has no parts of its own."
+    "{part: raw data set}; only 'train' if the folder has no train/ and test/."
     folder = _existing_folder(name, 'data set')
     if not ((folder / 'train').is_dir() and (folder / 'test').is_dir()): return dict(train=from_folder(folder, size))
-    train = from_folder(folder / 'train', size)
-    grey, given = train.bytes.shape[1] == 1, [part for part in ('val', 'test') if (folder / part).is_dir()]
-    rest = {part: from_folder(folder / part, size, grey, train.classes) for part in given}
-    return dict(train=train._with(name=folder.name), **rest)
+    train = from_folder(folder / 'train', size)._with(name=folder.name)
+    rest = [part for part in ('val', 'test') if (folder / part).is_dir()]
+    grey = train.bytes.shape[1] == 1
+    return dict(train=train) | {part: from_folder(folder / part, size, grey, train.classes) for part in rest}
 
 # %% ../nbs/07_sources.ipynb #2ad1cbfb
 def _from_npz(path):
@@ -258,15 +256,14 @@ def _named(name, root, download, train):
         where = str(root / (name if packed else layout))
         raise ValueError(f'{name}: {doing} {where!r} ({type(e).__name__}: {_cause(e)})') from None
 
-# %% ../nbs/07_sources.ipynb #921fd41b
+# %% ../nbs/07_sources.ipynb #e378c2fd
 def _fewer(data, n, what):
     "`n` samples of `data`, always the same; all of them for None."
     if n is None or whole(what, n, 1, len(data)) == len(data): return data
     return data.subset(stratified(data.y, n, generator('limit')))
 
-def _resized(data, size, limit=None):
-    "`limit` raw images in size x size pixels, as bytes."
-    data = _fewer(data, limit, 'limit')
+def _resized(data, size):
+    "Raw images in size x size pixels, as bytes."
     if size is None or data.stored.ndim == 4 and data.stored.shape[2:] == (size, size): return data
     needed = 5 * len(data) * data.stored.shape[1] * whole('size', size)**2
     _room(f'{len(data)} images of {size} x {size}', needed, 'choose a smaller size=')
@@ -294,38 +291,36 @@ def _asked(name, shift, share, data_seed, **extra):
     given = {k: v for k, v in extra.items() if v is not None}
     return dict(name=str(name), shift=own if shift is None else shift, share=share, data_seed=data_seed) | given
 
-# %% ../nbs/07_sources.ipynb #7207d584
-def _digits():
-    from sklearn.datasets import load_digits
-    raw = load_digits()
-    return GroupedDataset(torch.from_numpy(raw.images).float().div(16)[:, None], raw.target, name='digits')
-
-def _read(name, root, download, size, limit):
-    "{part: raw data set}; only 'train' if the data have no parts of their own."
-    parts = _found(name, root, download, size)
-    return {part: _resized(data, size, limit if part == 'train' else None) for part, data in parts.items()}
-
-# %% ../nbs/07_sources.ipynb #6d10f6be
+# %% ../nbs/07_sources.ipynb #80dbbd17
 def _found(name, root, download, size):
-    "{part: raw data set} behind a name, a folder or a file."
+    "{part: raw data set} behind a name, a folder or a file; instead of a part, how much to draw for it."
     if root is not None: _existing_folder(root, 'root')
     path, name = Path(name).expanduser(), TASKS.get(name, [name])[0]
-    if name == 'digits': return dict(train=_digits())
+    if name == 'digits': return dict(train=_digits(), val=200, test=500)
     if name in SOURCES: return {part: _named(name, root, download, part == 'train') for part in ('train', 'test')}
     if path.suffix.lower() == '.npz': return dict(train=_from_npz(path))
     if os.sep in name or os.path.exists(path): return _from_image_folder(path, size)
     known = ', '.join(['digits', *SOURCES, *TASKS])
     raise ValueError(f'data set {shown(name)} is unknown; known are {known}, a folder of images, or an .npz file')
 
-# %% ../nbs/07_sources.ipynb #937033ff
-def _amounts(name, parts, val, test):
-    "Validation and test part for `split`."
-    digits = name == 'digits'
-    if 'test' in parts: test = _fewer(parts['test'], test, 'test')
-    elif test is None: test = 500 if digits else .25
-    return parts.get('val', 200 if digits else .1) if val is None else val, test
+def _digits():
+    from sklearn.datasets import load_digits
+    raw = load_digits()
+    return GroupedDataset(torch.from_numpy(raw.images).float().div(16)[:, None], raw.target, name='digits')
 
-# %% ../nbs/07_sources.ipynb #47f9f439
+# %% ../nbs/07_sources.ipynb #4a439a56
+def _read(name, root, download, size, train, val, test):
+    "The data set to split, its validation part and its test part; numbers choose among them."
+    parts = dict(val=.1, test=.25) | _found(name, root, download, size)
+    asked = dict(train=train, val=None, test=test)
+    for part, data in parts.items():
+        if isinstance(data, GroupedDataset):
+            fewer = _fewer(data, asked[part], 'limit' if part == 'train' else part)
+            parts[part] = _resized(fewer, size)
+        elif asked[part] is not None: parts[part] = asked[part]
+    return parts['train'], parts['val'] if val is None else val, parts['test']
+
+# %% ../nbs/07_sources.ipynb #6bc53070
 @contextmanager
 def _enough_memory():
     "Memory that runs out becomes one line that names the settings."
@@ -351,7 +346,6 @@ def load_data(
     "Load by name and split without leaks. Raises `ValueError` or `FileNotFoundError` in one line."
     source = _asked(name, shift, share, data_seed, size=size, limit=limit, val=val, test=test)
     planted = as_shift(None if source['shift'] == 'none' else source['shift'], share)
-    parts = _read(source['name'], root, download, size, limit)
-    splits = split(parts['train'], *_amounts(name, parts, val, test), data_seed, planted)
+    splits = split(*_read(source['name'], root, download, size, limit, val, test), data_seed, planted)
     splits.source = source
     return splits
