@@ -4,13 +4,13 @@
     python benchmarks/reproduce.py --work reproduce --minutes 5 --only "random.*ipc1 "   # a slice; finished rows stay
 
 ConvNet-3 of width 128. Images are normalised with the published constants. Networks are trained by the protocol of each
-method (`rdd_nb.evaluation.PROTOCOLS`): `dc` for random images and DC, `dsa` for DSA, `dm` for DM. Less than in the papers:
-repetitions, the number of iterations (20,000 of DM, 1,000 of DC and DSA there), and real images in a step.
+method (`rdd_nb.evaluation.PROTOCOLS`): `dc` for random images and DC, `dsa` for DSA, `dm` for DM. Less than in the
+papers: repetitions, the number of iterations (20,000 of DM, 1,000 of DC and DSA there), and real images in a step.
 
-Rows whose `network` is not "convnet" were made before `convnet` padded images of 28 x 28 pixels: images were padded to
-32 x 32 by hand and trained by a loop of this file. The padding is the same, but the border of the images could be learned,
-all rows were evaluated by a variant of DC's protocol, and matrix products were in bfloat16.
-Needs the environment variable RDD_NB_DATA.
+Rows whose `network` is not "convnet" were made before `convnet` padded images of 28 x 28 pixels: images were padded
+to 32 x 32 by hand and trained by a loop of this file. The padding is the same, but the border could be learned, all
+rows were evaluated by a variant of DC's protocol, and matrix products were in bfloat16. Needs the environment
+variable RDD_NB_DATA.
 """
 import argparse, re, time
 from functools import cache
@@ -85,7 +85,7 @@ def table(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--work', type=Path, required=True, help='folder for rows; a stopped benchmark goes on from there')
+    parser.add_argument('--work', type=Path, required=True, help='folder for rows; where they are, work goes on')
     parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'results' / 'reproduce.json')
     parser.add_argument('--only', default='', help='regular expression for "method set ipcN seed"')
     parser.add_argument('--minutes', type=float, default=float('inf'), help='start no further row after so many')
