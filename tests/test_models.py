@@ -112,13 +112,17 @@ def test_torchvision_is_imported_late():
     subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
 
 
-@pytest.mark.parametrize('name, options',
-                         [('convnet', dict(width=True)),
-                          ('convnet', dict(width=10 ** 9)),
-                          ('mlp', dict(depth=0)),
-                          ('vit', dict(patch=3)),
-                          ('lenet', dict(width=3))],
-                         ids=str)
+@pytest.mark.parametrize(
+    'name, options',
+    [
+        ('convnet', dict(width=True)),
+        ('convnet', dict(width=10**9)),
+        ('mlp', dict(depth=0)),
+        ('vit', dict(patch=3)),
+        ('lenet', dict(width=3)),
+    ],
+    ids=str,
+)
 def test_settings_that_make_no_network(name, options):
     with pytest.raises(ValueError) as e: make_model(name, (1, 8, 8), 10, **options)
     assert '\n' not in str(e.value) and len(str(e.value)) < 300
