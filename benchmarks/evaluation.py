@@ -1,15 +1,16 @@
 """How long an evaluation takes on a CPU, and what makes it shorter.
 
-    OMP_NUM_THREADS=1 RDD_NB_DATA=... python benchmarks/evaluation.py      # writes benchmarks/results/evaluation.json, about four minutes
+    OMP_NUM_THREADS=1 RDD_NB_DATA=... python benchmarks/evaluation.py      # results/evaluation.json, four minutes
 
-Two sizes. *Digits*: 100 medoids of 8 x 8 pixels, five networks, the whole protocol, in one process and in two. *MNIST*: 100 random
-images (10 per class) of 28 x 28, ConvNet-3 of width 128, trained for a few epochs by a plain eager float32 loop as published
-scripts have it and by `rdd_nb.evaluation.train` and its relatives, in turns, from the same initial network and with the same
-order of samples, so that accuracies can be compared. Seconds are CPU seconds of one thread (other work on the machine counts
-less that way); 300 epochs are extrapolated. Without RDD_NB_DATA, random images of that size take the place of MNIST, and there is
-no accuracy to compare.
+Two sizes. *Digits*: 100 medoids of 8 x 8 pixels, five networks, the whole protocol, in one process and in two.
+*MNIST*: 100 random images (10 per class) of 28 x 28, ConvNet-3 of width 128, trained for a few epochs by a plain
+eager float32 loop as published scripts have it and by `rdd_nb.evaluation.train` and its relatives, in turns, from
+the same initial network and with the same order of samples, so that accuracies can be compared. Seconds are CPU
+seconds of one thread (other work on the machine counts less that way); 300 epochs are extrapolated. Without
+RDD_NB_DATA, random images of that size take the place of MNIST, and there is no accuracy to compare.
 """
 import argparse, os, platform, time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ STRATEGIES = {
     'own pooling in blocks, float32': lambda x, y, t, s: train(x, y, 10, t, s, 'cpu'),
     'plain loop, channels last': lambda x, y, t, s: plain_loop(x, y, 10, t, s, channels_last=True),
     'plain loop, bfloat16': lambda x, y, t, s: plain_loop(x, y, 10, t, s, autocast=True),
-    'own pooling in blocks, bfloat16': lambda x, y, t, s: train(x, y, 10, Training(**vars(t) | dict(precision='bfloat16')), s, 'cpu'),
+    'own pooling in blocks, bfloat16': lambda x, y, t, s: train(x, y, 10, replace(t, precision='bfloat16'), s, 'cpu'),
     'plain loop, compiled': lambda x, y, t, s: plain_loop(x, y, 10, t, s, wrap=torch.compile),
 }
 
@@ -70,9 +71,11 @@ def mnist_sized():
     "100 images to train on, and 1,000 to test on (none where there is no MNIST)."
     g = generator('evaluation benchmark')
     try: splits = load_data('mnist', val=1000)
-    except FileNotFoundError: return torch.randn(100, 1, 28, 28, generator=g), torch.arange(10).repeat_interleave(10), None, 'random images'
+    except FileNotFoundError:
+        return torch.randn(100, 1, 28, 28, generator=g), torch.arange(10).repeat_interleave(10), None, 'random images'
     few = torch.cat([i[torch.randperm(len(i), generator=g)[:10]] for i in map(splits.train.class_indices, range(10))])
-    return splits.train.x[few], splits.train.y[few], splits.test.subset(torch.randperm(len(splits.test), generator=g)[:1000]), 'mnist'
+    some = torch.randperm(len(splits.test), generator=g)[:1000]
+    return splits.train.x[few], splits.train.y[few], splits.test.subset(some), 'mnist'
 
 
 def one_training(name, mnist, epochs, seed):
@@ -99,7 +102,14 @@ def digits_row(jobs):
     few = splits.train.subset(class_medoids(splits.train.x, splits.train.y, ipc=10))
     start, cpu = time.perf_counter(), time.process_time()
     row = evaluate(few, splits.test, Training(), networks=5, device='cpu', jobs=jobs, progress=False)
-    return dict(jobs=jobs, networks=5, epochs=200, seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu if jobs == 1 else None, accuracy=row['accuracy'])
+    return dict(
+        jobs=jobs,
+        networks=5,
+        epochs=200,
+        seconds=time.perf_counter() - start,
+        cpu_seconds=time.process_time() - cpu if jobs == 1 else None,
+        accuracy=row['accuracy'],
+    )
 
 
 def stack_row():
@@ -114,7 +124,7 @@ def stack_row():
 
 
 def processes_row(mnist, epochs=20):
-    "Two networks of the MNIST size, one after the other and in two processes: wall seconds, since that is what processes buy."
+    "Two networks of the MNIST size, one after the other and in two processes, in wall seconds."
     x, y, test, _ = mnist
     few = GroupedDataset(x, y, classes=[str(c) for c in range(10)])
     small = few.subset(slice(0, 100))
@@ -130,7 +140,11 @@ def processor():
     try: lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError: return dict(model=platform.processor(), bfloat16=None)
     value = lambda key: next((l.split(':', 1)[1].strip() for l in lines if l.startswith(key)), '')
-    return dict(model=value('model name'), cores=os.cpu_count(), bfloat16=sorted(set(value('flags').split()) & {'avx512_bf16', 'amx_bf16'}))
+    return dict(
+        model=value('model name'),
+        cores=os.cpu_count(),
+        bfloat16=sorted(set(value('flags').split()) & {'avx512_bf16', 'amx_bf16'}),
+    )
 
 
 def options(name, description, seeds=3):
@@ -146,7 +160,9 @@ def options(name, description, seeds=3):
 def main():
     parser = options('evaluation', __doc__)
     parser.add_argument('--epochs', type=int, default=20, help='of the trainings of MNIST size')
-    parser.add_argument('--compile', action='store_true', help='also measure torch.compile, which needs a C++ compiler and about a minute to compile')
+    parser.add_argument(
+        '--compile', action='store_true', help='also torch.compile, which needs a C++ compiler and a minute'
+    )
     args = parser.parse_args()
     start, mnist = time.perf_counter(), mnist_sized()
 
@@ -158,20 +174,49 @@ def main():
         return found
 
     names = [n for n in STRATEGIES if n != 'plain loop, compiled' or args.compile]
-    report = dict(digits=[part(f'digits-{jobs}', lambda: digits_row(jobs)) for jobs in (1, 2)], stack=part('stack', stack_row), processes=part('processes', lambda: processes_row(mnist)))
-    if 'plain loop, compiled' in names: report['compile'] = part('compile', lambda: dict(cpu_seconds=compile_seconds(mnist)))
-    rows = [part(f'{n}-{s}', lambda: one_training(n, mnist, args.epochs, s)) for s in range(args.seeds) for n in names if not s or n != 'plain loop, compiled']
+    report = dict(
+        digits=[part(f'digits-{jobs}', lambda: digits_row(jobs)) for jobs in (1, 2)],
+        stack=part('stack', stack_row),
+        processes=part('processes', lambda: processes_row(mnist)),
+    )
+    if 'plain loop, compiled' in names:
+        report['compile'] = part('compile', lambda: dict(cpu_seconds=compile_seconds(mnist)))
+    rows = [
+        part(f'{n}-{s}', lambda: one_training(n, mnist, args.epochs, s))
+        for s in range(args.seeds)
+        for n in names
+        if not s or n != 'plain loop, compiled'
+    ]
     mean = lambda values: sum(values) / len(values)
     for n in names:
         own = [r for r in rows if r['strategy'] == n]
         best = min(r['cpu_seconds'] for r in own)
-        report.setdefault('mnist', []).append(dict(strategy=n, epochs=args.epochs, cpu_seconds=best, extrapolated_300_epochs=best / args.epochs * EPOCHS, **({'accuracy': mean([r['accuracy'] for r in own])} if 'accuracy' in own[0] else {})))
+        report.setdefault('mnist', []).append(
+            dict(
+                strategy=n,
+                epochs=args.epochs,
+                cpu_seconds=best,
+                extrapolated_300_epochs=best / args.epochs * EPOCHS,
+                **({'accuracy': mean([r['accuracy'] for r in own])} if 'accuracy' in own[0] else {}),
+            )
+        )
     plain = report['mnist'][0]['cpu_seconds']
     for m in report['mnist']: m['times_faster'] = plain / m['cpu_seconds']
-    report |= dict(rows=rows, config=dict(data=mnist[3], epochs=args.epochs, seeds=args.seeds, extrapolated_to=EPOCHS, images=len(mnist[0]), threads=1), processor=processor(), versions=versions(), commit=commit(),
-                   command='python benchmarks/evaluation.py', seconds=time.perf_counter() - start)
+    report |= dict(
+        rows=rows,
+        config=dict(
+            data=mnist[3], epochs=args.epochs, seeds=args.seeds, extrapolated_to=EPOCHS, images=len(mnist[0]), threads=1
+        ),
+        processor=processor(),
+        versions=versions(),
+        commit=commit(),
+        command='python benchmarks/evaluation.py',
+        seconds=time.perf_counter() - start,
+    )
     write_json(args.out, report)
-    for m in report['mnist']: print(f"{m['strategy']:28} {m['cpu_seconds']:7.1f} s for {args.epochs} epochs, {m['times_faster']:.2f} x" + (f", accuracy {m['accuracy']:.3f}" if 'accuracy' in m else ''))
+    for m in report['mnist']:
+        seconds = f"{m['cpu_seconds']:7.1f} s for {args.epochs} epochs, {m['times_faster']:.2f} x"
+        print(f"{m['strategy']:28} {seconds}" + (f", accuracy {m['accuracy']:.3f}" if 'accuracy' in m else ''))
     for d in report['digits']: print(f"digits, five networks, {d['jobs']} process(es): {d['seconds']:.1f} s")
 
 

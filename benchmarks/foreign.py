@@ -1,11 +1,13 @@
 """Distilled sets of others under the protocol of their authors: do we measure what they measured?
 
-    RDD_NB_DATA=... python benchmarks/foreign.py --work foreign                          # writes benchmarks/results/foreign.json
-    RDD_NB_DATA=... python benchmarks/foreign.py --work foreign --minutes 8 --only mnist # a slice; finished rows stay
+    RDD_NB_DATA=... python benchmarks/foreign.py --work foreign           # writes benchmarks/results/foreign.json
+    RDD_NB_DATA=... python benchmarks/foreign.py --work foreign --minutes 8 --only mnist   # a slice; finished rows stay
 
-The files are described in `RDD_NB_DATA/distilled-sets/README.md`. Each holds one or several sets (runs) and the accuracies that its authors
-measured, for one or several architectures. We train networks on every run by `protocol='dc'`, test them on all 10,000 test
-images, and put the mean beside theirs. They used up to 100 networks a row. The table marks what has not run.
+The files are described in `RDD_NB_DATA/distilled-sets/README.md`. Each holds one or several sets (runs) and the
+accuracies that its authors measured, for one or several architectures. We train networks on every run by
+`protocol='dc'`, test them on all 10,000 test images, and put the mean beside theirs. They used up to 100 networks a
+row. The table marks what has not run. On one core, a network takes seconds (MLP, LeNet), one to two minutes
+(ConvNet), or five to fifteen (the others).
 """
 import argparse, os, re, time
 from functools import cache
@@ -47,27 +49,30 @@ def sets(file, name):
 
 def one_row(file, name, architecture, run, network):
     s = sets(file, name)[run]
-    row = evaluate(s, test_set(name), Training(MODELS[architecture]), 1, network, device='cpu', protocol='dc', progress=False)
+    training = Training(MODELS[architecture])
+    row = evaluate(s, test_set(name), training, 1, network, device='cpu', protocol='dc', progress=False)
     return dict(file=file, data=name, architecture=architecture, run=run, network=network, accuracy=row['accuracy'],
                 training=row['training'], seconds=row['evaluation_seconds'], sha256=s.provenance['sha256'])
 
 
 def table(rows):
-    "One line for each file and architecture: ours, theirs, and whether the difference is below one standard deviation of theirs."
+    "One line for each file and architecture: ours, theirs, and whether they differ by less than their deviation."
     for file, name, architecture, _ in PLAN:
         own = [r['accuracy'] for r in rows if (r['file'], r['architecture']) == (file, architecture)]
         theirs = sets(file, name)[0].provenance['measured'][architecture]
-        line = dict(file=file, data=name, architecture=architecture, theirs=theirs['mean'], theirs_sd=theirs['sd'], theirs_n=theirs['n'])
-        if not own: yield line | dict(n=0, remark='not run')
+        line = dict(file=file, data=name, architecture=architecture, n=len(own))
+        line |= {f'theirs{end}': theirs[k] for end, k in (('', 'mean'), ('_sd', 'sd'), ('_n', 'n'))}
+        if not own: line['remark'] = 'not run'
         else:
-            mean = float(np.mean(own))
-            yield line | dict(ours=mean, sd=float(np.std(own)) if len(own) > 1 else None, n=len(own),
-                              difference=mean - theirs['mean'], agrees=bool(abs(mean - theirs['mean']) <= theirs['sd']))
+            difference = float(np.mean(own)) - theirs['mean']
+            line |= dict(ours=float(np.mean(own)), sd=float(np.std(own)) if len(own) > 1 else None,
+                         difference=difference, agrees=abs(difference) <= theirs['sd'])
+        yield line
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--work', type=Path, required=True, help='folder for the rows; a stopped benchmark goes on from there')
+    parser.add_argument('--work', type=Path, required=True, help='folder for rows; where they are, work goes on')
     parser.add_argument('--out', type=Path, default=HERE / 'results' / 'foreign.json')
     parser.add_argument('--only', default='', help='regular expression for "data architecture run network file"')
     parser.add_argument('--minutes', type=float, default=float('inf'), help='start no further row after so many')
@@ -82,9 +87,10 @@ def main():
             write_json(path, one_row(f, d, a, run, n) | about)
         if path.exists(): rows.append(read_json(path))
     lines = list(table(rows))
-    config = dict(protocol='dc', test_images=10000, networks={f'{f} {a}': n for f, _, a, n in PLAN}, device='cpu', threads=1)
-    write_json(args.out, dict(config=config, table=lines, rows=rows, versions=versions(), commit=commit(), processor=processor(),
-                              command='python benchmarks/foreign.py --work WORK', seconds=round(sum(r['seconds'] for r in rows), 1)))
+    config = dict(protocol='dc', networks={f'{f} {a}': n for f, _, a, n in PLAN}, device='cpu', threads=1)
+    write_json(args.out, dict(config=config, table=lines, rows=rows, versions=versions(), commit=about['commit'],
+                              processor=processor(), command='python benchmarks/foreign.py --work WORK',
+                              seconds=round(sum(r['seconds'] for r in rows), 1)))
     for t in lines: print({k: round(v, 4) if isinstance(v, float) else v for k, v in t.items()})
 
 

@@ -20,7 +20,8 @@ def linear(a, b): return a * b + b
 
 def block(a, b, shrinks):
     "Parameters of a block of ResNet-18: two filters of 3x3, and one of 1x1 where it shrinks."
-    return conv(a, b, 3, False) + conv(b, b, 3, False) + 2 * norm(b) + (conv(a, b, 1, False) + norm(b) if shrinks else 0)
+    beside = conv(a, b, 1, False) + norm(b) if shrinks else 0
+    return conv(a, b, 3, False) + conv(b, b, 3, False) + 2 * norm(b) + beside
 
 
 def stages(c):
@@ -29,11 +30,13 @@ def stages(c):
 
 
 VGG = (64, 128, 256, 256, 512, 512, 512, 512)
-COUNTS = {  # number of parameters as the source defines the layers, from the channels c of an image and its number of pixels n
+# number of parameters as the source defines the layers, from the channels c of an image and its number of pixels n
+COUNTS = {
     'convnet': lambda c, n: conv(c, 128, 3) + 2 * conv(128, 128, 3) + 3 * norm(128) + linear(128 * 4 * 4, 10),
     'mlp': lambda c, n: linear(n, 128) + linear(128, 128) + linear(128, 10),
     'lenet': lambda c, n: conv(c, 6, 5) + conv(6, 16, 5) + linear(16 * 5 * 5, 120) + linear(120, 84) + linear(84, 10),
-    'alexnet': lambda c, n: conv(c, 128, 5) + conv(128, 192, 5) + conv(192, 256, 3) + conv(256, 192, 3) + conv(192, 192, 3)
+    'alexnet': lambda c, n: conv(c, 128, 5) + conv(128, 192, 5) + conv(192, 256, 3) + conv(256, 192, 3)
+                            + conv(192, 192, 3)
                             + linear(192 * 4 * 4, 10),
     'vgg11': lambda c, n: sum(conv(a, b, 3) + norm(b) for a, b in zip((c, *VGG), VGG)) + linear(512, 10),
     'resnet18': lambda c, n: stages(c) + linear(512, 10),
@@ -56,7 +59,8 @@ def test_parameters_of_the_field(name, shape):
 @pytest.mark.parametrize('k, shape', [(0, GREY), (1, COLOUR)], ids=str)
 def test_maps_of_the_field(name, k, shape):
     net, sides = make_model(name, shape, 10), []
-    for m in net.modules(): isinstance(m, nn.Conv2d) and m.register_forward_hook(lambda m, i, o: sides.append(o.shape[-1]))
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d): m.register_forward_hook(lambda m, i, o: sides.append(o.shape[-1]))
     net(torch.randn(2, *shape))
     assert sides == MAPS[name][k]
 
@@ -108,8 +112,17 @@ def test_torchvision_is_imported_late():
     subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
 
 
-@pytest.mark.parametrize('name, options', [('convnet', dict(width=True)), ('convnet', dict(width=10**9)), ('mlp', dict(depth=0)),
-                                           ('vit', dict(patch=3)), ('lenet', dict(width=3))], ids=str)
+@pytest.mark.parametrize(
+    'name, options',
+    [
+        ('convnet', dict(width=True)),
+        ('convnet', dict(width=10**9)),
+        ('mlp', dict(depth=0)),
+        ('vit', dict(patch=3)),
+        ('lenet', dict(width=3)),
+    ],
+    ids=str,
+)
 def test_settings_that_make_no_network(name, options):
     with pytest.raises(ValueError) as e: make_model(name, (1, 8, 8), 10, **options)
     assert '\n' not in str(e.value) and len(str(e.value)) < 300
