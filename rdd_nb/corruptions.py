@@ -167,13 +167,11 @@ def as_corruptions(
     "Corruptions by name. Raises `ValueError` for unknown ones, before anything is computed."
     if what is None: return {}
     if isinstance(what, dict):
-        for k, f in what.items():
-            if not callable(f):
-                raise ValueError(
-                    f"corruptions: '{printable(k, 40)}' is {type(f).__name__}, expected a function of pixels")
+        bad = [printable(k, 40) for k, f in what.items() if not callable(f)]
+        if bad: raise ValueError(f"corruptions: '{bad[0]}' is no function of pixels")
         return dict(what)
-    sets = dict(reference=list(REFERENCE), common=[f'{k}-3' for k in LADDER],
-                ladder=[f'{k}-{s}' for k in LADDER for s in range(1, 6)])
+    ladder = [f'{k}-{s}' for k in LADDER for s in '12345']
+    sets = dict(reference=REFERENCE, common=[f'{k}-3' for k in LADDER], ladder=ladder)
     words = what.replace(',', ' ').split() if isinstance(what, str) else what
     names = dict.fromkeys(n for word in words for n in sets.get(word, [word]))
     for n in names: _find(n)
