@@ -12,20 +12,22 @@ from collections.abc import Callable
 from functools import partial
 import numpy as np
 import torch
+from PIL import Image, ImageFilter
 from torch import Tensor
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as tvf
 
 # %% ../nbs/52_corruptions.ipynb #331a5627
-from .core import generator
+from .core import generator, printable
 
 # %% ../nbs/52_corruptions.ipynb #3be4012d
 def _noise(x, sd, rng): return x + sd * torch.randn(x.shape, generator=rng).to(x)
 
+# %% ../nbs/52_corruptions.ipynb #9a24c787
 def _pil_blur(x, rng, radius=2):
-    from PIL import Image, ImageFilter
     eight = x.mul(255).round().byte().cpu().flatten(0, 1).numpy()
-    blurred = np.stack([np.asarray(Image.fromarray(channel).filter(ImageFilter.GaussianBlur(radius))) for channel in eight])
+    blurred = np.stack([np.asarray(Image.fromarray(channel).filter(ImageFilter.GaussianBlur(radius)))
+                        for channel in eight])
     return torch.from_numpy(blurred).view(x.shape).to(x) / 255
 
 REFERENCE = {
@@ -54,6 +56,7 @@ def motion(x, share, rng, steps=9):
     way = torch.stack([angle.cos(), angle.sin()], 1) * share
     return torch.stack([_warp(x, shift=way * t) for t in torch.linspace(-1, 1, steps)]).mean(0)
 
+# %% ../nbs/52_corruptions.ipynb #08374504
 def brightness(x, amount, rng): return x + amount
 
 def contrast(x, factor, rng):
@@ -64,12 +67,14 @@ def pixelate(x, share, rng):
     small = [max(1, round(share * s)) for s in x.shape[2:]]
     return F.interpolate(tvf.resize(x, small, antialias=True), x.shape[2:], mode='nearest-exact')
 
+# %% ../nbs/52_corruptions.ipynb #7a707dc5
 def jpeg(x, quality, rng):
     if x.shape[1] not in (1, 3): raise ValueError(f'jpeg stores images of 1 or 3 channels, got {x.shape[1]}')
-    return torch.from_numpy(np.stack([_through_jpeg(image, quality) for image in x.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()])).permute(0, 3, 1, 2).to(x) / 255
+    eight = x.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    stored = np.stack([_through_jpeg(image, quality) for image in eight])
+    return torch.from_numpy(stored).permute(0, 3, 1, 2).to(x) / 255
 
 def _through_jpeg(image, quality):
-    from PIL import Image
     file = io.BytesIO()
     Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(file, 'JPEG', quality=quality)
     return np.asarray(Image.open(file)).reshape(image.shape)
@@ -77,7 +82,7 @@ def _through_jpeg(image, quality):
 # %% ../nbs/52_corruptions.ipynb #3b43d9ce
 def _warp(x, turn=None, shift=None, flow=None):
     "Images sampled at turned (radians), shifted (share of the side) or displaced points."
-    n,turn = len(x),torch.zeros(len(x)) if turn is None else turn
+    n, turn = len(x), torch.zeros(len(x)) if turn is None else turn
     shift = torch.zeros(n, 2) if shift is None else 2 * shift           # grid_sample counts from -1 to 1
     matrix = torch.stack([turn.cos(), -turn.sin(), shift[:, 0], turn.sin(), turn.cos(), shift[:, 1]], 1).view(n, 2, 3)
     grid = F.affine_grid(matrix.to(x), x.shape, align_corners=False)
@@ -90,19 +95,21 @@ def elastic(x, share, rng):
     flow = flow / flow.square().mean((1, 2, 3), keepdim=True).sqrt()
     return _warp(x, flow=2 * share * flow.permute(0, 2, 3, 1))
 
-def _signs(n, rng): return torch.randint(0, 2, (n,), generator=rng) * 2. - 1
-
-def rotation(x, degrees, rng): return _warp(x, turn=_signs(len(x), rng) * math.radians(degrees))
+# %% ../nbs/52_corruptions.ipynb #b66bc48d
+def rotation(x, degrees, rng):
+    signs = torch.randint(0, 2, (len(x),), generator=rng) * 2. - 1
+    return _warp(x, turn=signs * math.radians(degrees))
 
 def shift(x, share, rng):
     angle = 2 * math.pi * torch.rand(len(x), generator=rng)
     return _warp(x, shift=share * torch.stack([angle.cos(), angle.sin()], 1))
 
+# %% ../nbs/52_corruptions.ipynb #a3a63c7d
 def cover(x, share, rng):
     "A grey square somewhere."
     k = [max(1, round(share * s)) for s in x.shape[2:]]
     start = [torch.randint(0, s - j + 1, (len(x), 1), generator=rng) for s, j in zip(x.shape[2:], k)]
-    rows,columns = ((torch.arange(s) >= a) & (torch.arange(s) < a + j) for s, a, j in zip(x.shape[2:], start, k))
+    rows, columns = ((torch.arange(s) >= a) & (torch.arange(s) < a + j) for s, a, j in zip(x.shape[2:], start, k))
     return torch.where((rows[:, None, :, None] & columns[:, None, None, :]).to(x.device), .5, x)
 
 # %% ../nbs/52_corruptions.ipynb #3d11983e
@@ -122,28 +129,36 @@ LADDER = {   # name: (function, its amount at severities 1 to 5)
     'cover':      (cover,      (.12, .25, .38, .5, .62)),       # of the side
 }
 
+# %% ../nbs/52_corruptions.ipynb #4686be65
+def _find(name):
+    "The full name, and the function (pixels, generator) behind it."
+    name = str(name)
+    if name in REFERENCE: return name, REFERENCE[name]
+    base, _, severity = name.rpartition('-') if name[-1:].isdigit() else (name, '', '3')
+    shown, known = printable(name, 60), [*LADDER, *REFERENCE]
+    if base not in LADDER:
+        close = difflib.get_close_matches(base[:60], known, 1)
+        hint = f', did you mean {close[0]!r}?' if close else f"; choose from {', '.join(known)}"
+        raise ValueError(f"corruption '{shown}' is not known{hint}")
+    if severity not in tuple('12345'): raise ValueError(f"corruption '{shown}': the severity must be 1 to 5")
+    f, amounts = LADDER[base]
+    return f'{base}-{severity}', lambda x, rng: f(x, amounts[int(severity) - 1], rng)
+
 # %% ../nbs/52_corruptions.ipynb #abae47d0
 def corrupt(
     x: Tensor,        # (n, C, H, W) pixels in [0, 1]
-    name: str,        # a key of `LADDER` with a severity, such as 'noise-3' (without one: 3), or a key of `REFERENCE`
+    name: str,        # a key of `LADDER` with a severity, such as 'noise-3' (without: 3), or a key of `REFERENCE`
     seed=0,           # the same seed damages the same images in the same way
 ) -> Tensor: # of the same shape, in [0, 1]
     "Damaged images. Raises `ValueError` for an unknown name, a severity outside 1 to 5, or what are no pixels."
-    name,f = _find(name)
-    if not torch.is_tensor(x) or x.dim() != 4: raise ValueError(f'x: expected images (n, C, H, W), got {tuple(x.shape) if torch.is_tensor(x) else type(x).__name__}; tables have no corruptions')
-    if x.min() < -1e-6 or x.max() > 1 + 1e-6: raise ValueError(f'x has values from {x.min():.3g} to {x.max():.3g}: corruptions act on pixels in [0, 1], before the normalisation')
+    name, f = _find(name)
+    if not torch.is_tensor(x) or x.dim() != 4:
+        what = tuple(x.shape) if torch.is_tensor(x) else type(x).__name__
+        raise ValueError(f'x: expected images (n, C, H, W), got {what}; tables have no corruptions')
+    if x.min() < -1e-6 or x.max() > 1 + 1e-6:
+        raise ValueError(f'x has values from {x.min():.3g} to {x.max():.3g}: corruptions act on pixels in [0, 1], '
+                         'before the normalisation')
     return f(x, generator('corruption', name, seed)).clamp(0, 1)
-
-def _find(name):
-    "The full name, and the function (pixels, generator) behind it."
-    if name in REFERENCE: return name,REFERENCE[name]
-    base,_,severity = str(name).rpartition('-') if str(name)[-1:].isdigit() else (str(name), '', '3')
-    if base not in LADDER:
-        close = difflib.get_close_matches(base, [*LADDER, *REFERENCE], 1)
-        raise ValueError(f'corruption {name!r} is not known' + (f', did you mean {close[0]!r}?' if close else f"; choose from {', '.join([*LADDER, *REFERENCE])}"))
-    if severity not in '12345' or len(severity) != 1: raise ValueError(f'corruption {name!r}: the severity must be 1 to 5')
-    f,amounts = LADDER[base]
-    return f'{base}-{severity}',lambda x, rng: f(x, amounts[int(severity) - 1], rng)
 
 # %% ../nbs/52_corruptions.ipynb #91e0cef1
 def as_corruptions(
@@ -152,12 +167,15 @@ def as_corruptions(
     "Corruptions by name. Raises `ValueError` for unknown ones, before anything is computed."
     if what is None: return {}
     if isinstance(what, dict):
-        if bad := [k for k, f in what.items() if not callable(f)]: raise ValueError(f'corruptions: {bad[0]!r} is {type(what[bad[0]]).__name__}, expected a function of pixels')
+        bad = [printable(k, 40) for k, f in what.items() if not callable(f)]
+        if bad: raise ValueError(f"corruptions: '{bad[0]}' is no function of pixels")
         return dict(what)
-    sets = dict(reference=list(REFERENCE), common=[f'{k}-3' for k in LADDER], ladder=[f'{k}-{s}' for k in LADDER for s in range(1, 6)])
-    names = [n for word in (what.replace(',', ' ').split() if isinstance(what, str) else what) for n in sets.get(word, [word])]
+    ladder = [f'{k}-{s}' for k in LADDER for s in '12345']
+    sets = dict(reference=REFERENCE, common=[f'{k}-3' for k in LADDER], ladder=ladder)
+    words = what.replace(',', ' ').split() if isinstance(what, str) else what
+    names = dict.fromkeys(n for word in words for n in sets.get(word, [word]))
     for n in names: _find(n)
-    return {n: partial(corrupt, name=n) for n in dict.fromkeys(names)}
+    return {n: partial(corrupt, name=n) for n in names}
 
 # %% ../nbs/52_corruptions.ipynb #724e96b3
 def show_corruptions(
@@ -168,12 +186,14 @@ def show_corruptions(
     "A sheet with a row for each corruption, one column for each severity; returns the matplotlib axes."
     import matplotlib.pyplot as plt
     names = list(names or LADDER)
-    if axes is None: _,axes = plt.subplots(len(names), 6, figsize=(4.2, .62 * len(names)), dpi=80, squeeze=False, layout='constrained')
-    for i, (row, name) in enumerate(zip(axes, names)):
+    size = dict(figsize=(4.2, .62 * len(names)), dpi=80, squeeze=False, layout='constrained')
+    if axes is None: _, axes = plt.subplots(len(names), 6, **size)
+    for row, name in zip(axes, names):
         for s, ax in enumerate(row):
             shown = image if not s else corrupt(image[None], f'{name}-{s}')[0]
-            ax.imshow(shown[:3].permute(1, 2, 0).numpy() if len(shown) >= 3 else shown[0].numpy(), cmap='gray', vmin=0, vmax=1, interpolation='nearest')
+            shown = shown[:3].permute(1, 2, 0) if len(shown) >= 3 else shown[0]
+            ax.imshow(shown.numpy(), cmap='gray', vmin=0, vmax=1, interpolation='nearest')
             ax.set(xticks=[], yticks=[]); ax.spines[:].set(color='0.7', linewidth=.5)
-            if not i: ax.set_title(str(s) if s else 'clean', fontsize=8, pad=2)
         row[0].set_ylabel(name, fontsize=8, rotation=0, ha='right', va='center')
+    for s, ax in enumerate(axes[0]): ax.set_title(str(s) if s else 'clean', fontsize=8, pad=2)
     return axes

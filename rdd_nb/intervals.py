@@ -148,18 +148,16 @@ def _checked(values, strata, minus):
         raise ValueError(f'values: expected finite numbers in one dimension, got shape {v.shape}')
     return v, np.zeros(len(v), int) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
 
-# %% ../nbs/47_intervals.ipynb #c95252aa
+# %% ../nbs/47_intervals.ipynb #bb78364b
 def _statistic(statistic, sizes):
     "The function of the strata's means (draws, k) -> (draws,)."
     if callable(statistic): return statistic
     known = dict(mean=lambda m: m @ (sizes / sizes.sum()), balanced=lambda m: m.mean(-1))
     if statistic in ('min', 'gap'):
-        raise ValueError(
-            f'statistic={statistic!r}: an extreme of groups has no valid bootstrap, since resamples inherit '
-                         'its bias; use minimum_interval or gap_interval')
-    if statistic not in known:
-        raise ValueError(f'statistic={statistic!r}: choose from mean, balanced, or give a function')
-    return known[statistic]
+        raise ValueError(f'statistic={statistic!r}: an extreme has no valid bootstrap, as resamples inherit its bias; '
+                         'use minimum_interval or gap_interval')
+    if statistic in known: return known[statistic]
+    raise ValueError(f'statistic={statistic!r}: choose from mean, balanced, or give a function')
 
 # %% ../nbs/47_intervals.ipynb #7f298ffd
 def _resample(v, draws, rng, ends, share):
@@ -185,8 +183,7 @@ def _quantiles(v, ids, f, draws, confidence, seed, ends):
 def bootstrap(
     values,               # (n,) hits (0 or 1), or other numbers, e.g. one for each seed
     strata=None,          # (n,) resampled each for itself, e.g. groups; None: all in one
-    # of the strata's means: 'mean' (by size), 'balanced', or (draws, k) -> (draws,)
-    statistic: str | Callable = 'mean',
+    statistic: str | Callable = 'mean',  # of the strata's means: 'mean', 'balanced', or (draws, k) -> (draws,)
     draws: int = 2000,
     confidence=.95,
     seed=0,

@@ -222,7 +222,8 @@ def test_the_shape_of_metricframe():
     assert several.difference('to_overall').accuracy.to_dict() == pytest.approx(dict(kmeans=.28, rdd=.28))
     assert several.ratio('to_overall').accuracy['rdd'] == pytest.approx(.57 / .85)
     over_seeds = accuracy_interval([.55, .57, .59], 100)
-    assert list(several.by_group.loc[('rdd', 'few'), ['low', 'high']]) == pytest.approx([over_seeds[k] for k in ('low', 'high')])
+    low, high = several.by_group.loc[('rdd', 'few'), ['low', 'high']]
+    assert (low, high) == pytest.approx((over_seeds['low'], over_seeds['high']))
     assert over_seeds['high'] - .57 == pytest.approx(4.302652729911275 * .02 / 3**.5, rel=.03)      # Student's, nearly
     for frame in (one, several):
         assert '<table' in frame._repr_html_() and 'few' in repr(frame)

@@ -1,12 +1,15 @@
 """Make README.md from nbs/index.ipynb, and HTML pages of all notebooks in _docs/, with pandoc and without Quarto.
 
-    python tools/make_docs.py            # README.md and _docs/
-    python tools/make_docs.py --readme   # README.md only
+    python tools/make_docs.py                            # README.md and _docs/
+    python tools/make_docs.py --readme                   # README.md only
+    python tools/make_docs.py --out DIR nbs/25_risk.ipynb # pages of some notebooks, elsewhere
+
+No cell of a notebook is executed. What the functions of a module look like is read from the module.
 
 Links between notebooks are written as they work in Jupyter, relative to the notebook: `[risk](25_risk.ipynb)`.
 Here they become links to pages in HTML, and paths from the repository's root in README.md.
 """
-import argparse, json, os, posixpath, re, sys
+import argparse, json, os, posixpath, re, sys, tempfile
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -16,11 +19,31 @@ import pypandoc
 import yaml
 from execnb.nbio import nb2str, read_nb
 from nbdev.config import get_config
+from nbdev.doclinks import nbglob
 from nbdev.frontmatter import FrontmatterProc
+from nbdev.process import NBProcessor
 from nbdev.processors import add_links, exec_show_docs, FilterDefaults
-from nbdev.serve import proc_nbs
 
 FROM = 'ipynb+fenced_divs+bracketed_spans+link_attributes+pipe_tables+tex_math_dollars'
+
+
+class ShowDocs(exec_show_docs):
+    "Run `show_doc` for what a notebook exports, on its module; nbdev would execute cells of the notebook."
+    def begin(self):
+        super().begin()
+        found = (c.directives_.get('default_exp') for c in self.nb.cells if c.cell_type == 'code')
+        module = next((m[0] for m in found if m), None)
+        if module: self.k.run_cell(f'import {get_config().lib_path.name}.{module} as _m; globals().update(vars(_m))')
+
+    def __call__(self, cell):
+        if cell.cell_type != 'code' or not cell.source or not re.search(r'^show_doc\(', cell.source, re.M): return
+        self.k.cell(cell)
+        if self.k.exc: raise SystemExit(f'{self.nb.path_}: {cell.source!r} fails: {self.k.exc}')
+
+
+class Pages(FilterDefaults):
+    "nbdev's processing, with `ShowDocs` in the place of what executes cells."
+    def base_procs(self): return [ShowDocs if p is exec_show_docs else p for p in super().base_procs()]
 
 
 class OnlyText(FilterDefaults):
@@ -88,46 +111,65 @@ def navigation(titles, depth):
     return '<nav class="pages">\n' + '\n'.join(links) + '\n</nav>\n'
 
 
-def make_pages():
-    "Write one self-contained HTML page for each notebook."
+def front_matter(path):
+    nb = read_nb(path)
+    NBProcessor(nb=nb, procs=FrontmatterProc).process()
+    return getattr(nb, 'frontmatter_', {})
+
+
+def page_link(target, path, pages):
+    "The relative link from the page of `path` to that of the notebook `target`; other targets stay."
+    file, _, anchor = target.partition('#')
+    other = Path(os.path.normpath(path.parent/file))
+    if other not in pages: return target
+    return posixpath.relpath(pages[other].as_posix(), path.parent.as_posix()) + ('#' + anchor if anchor else '')
+
+
+def make_pages(some, out):
+    "Write self-contained HTML pages of the notebooks `some` (none: of all) to the folder `out`."
     cfg = get_config()
     nbdev.doclinks._build_modidx()
-    cache = proc_nbs(cfg.nbs_path, n_workers=0, force=True)
-    notebooks = {path.relative_to(cache): split_front(json.loads(path.read_text(encoding='utf-8')))
-                 for path in sorted(cache.rglob('*.ipynb'))}
-    pages = {path: page_name(path, front) for path, (front, _) in notebooks.items()}
+    fronts = {p.relative_to(cfg.nbs_path): front_matter(p) for p in sorted(nbglob(cfg.nbs_path, as_path=True))}
+    pages = {path: page_name(path, front) for path, front in fronts.items()}
     order = sorted(pages, key=lambda p: (p.name != cfg.readme_nb, len(p.parts), p))
-    titles = {pages[p]: notebooks[p][0].get('title', p.stem) for p in order}
-    site, code = f"{cfg.doc_host}{cfg.doc_baseurl}/", f"{cfg.git_url}/blob/{cfg.branch}/"
-    to_root = Path(os.path.relpath(cfg.config_path, cfg.doc_path)).as_posix() + '/'
-    css, nav = cfg.nbs_path/'styles.css', cache/'navigation.html'
-    for path, (front, nb) in notebooks.items():
-        up, target = '../' * (len(path.parts) - 1), cfg.doc_path/pages[path]
-        nav.write_text(navigation(titles, len(path.parts) - 1), encoding='utf-8')
+    titles = {pages[p]: fronts[p].get('title', p.stem) for p in order}
+    chosen = [p.resolve().relative_to(cfg.nbs_path.resolve()) for p in some] or order
+    for path in chosen: make_page(path, fronts[path], pages, titles, out)
+    print(f'{len(chosen)} pages in {out}')
 
-        def to_page(link):
-            file, _, anchor = link.partition('#')
-            other = Path(os.path.normpath(path.parent/file))
-            if other not in pages: return link
-            return posixpath.relpath(pages[other].as_posix(), path.parent.as_posix()) + ('#' + anchor if anchor else '')
-        options = ['-s', '--toc', '--mathml', '--embed-resources', '-M', f"title={titles[pages[path]]}", '-B', str(nav),
-                   '--resource-path', str((cache/path).parent)]
-        if front.get('description'): options += ['-M', f"subtitle={front['description']}"]
-        if css.exists(): options += ['--css', str(css)]
-        html = pypandoc.convert_text(readable(nb, to_page), 'html5', format=FROM, extra_args=options)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(html.replace(code, up + to_root).replace(site, up), encoding='utf-8')
-    print(f'{len(notebooks)} pages in {cfg.doc_path}')
+
+def make_page(path, front, pages, titles, out):
+    cfg, depth, target = get_config(), len(path.parts) - 1, out/pages[path]
+    nb = read_nb(cfg.nbs_path/path)
+    Pages()(nb)
+    _, nb = split_front(json.loads(nb2str(nb)))
+    options = ['-s', '--toc', '--mathml', '--embed-resources', '-M', f"title={titles[pages[path]]}",
+               '--resource-path', str((cfg.nbs_path/path).parent)]
+    if front.get('description'): options += ['-M', f"subtitle={front['description']}"]
+    css = cfg.nbs_path/'styles.css'
+    if css.exists(): options += ['--css', str(css)]
+    with tempfile.NamedTemporaryFile('w', suffix='.html', encoding='utf-8') as nav:
+        nav.write(navigation(titles, depth))
+        nav.flush()
+        source = readable(nb, lambda link: page_link(link, path, pages))
+        html = pypandoc.convert_text(source, 'html5', format=FROM, extra_args=[*options, '-B', nav.name])
+    code, site = f"{cfg.git_url}/blob/{cfg.branch}/", f"{cfg.doc_host}{cfg.doc_baseurl}/"
+    root = Path(os.path.relpath(cfg.config_path, out)).as_posix() + '/'
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(html.replace(code, '../' * depth + root).replace(site, '../' * depth), encoding='utf-8')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('notebooks', nargs='*', type=Path, help='make pages of these only')
     parser.add_argument('--readme', action='store_true', help='make README.md only')
+    parser.add_argument('--out', type=Path, help='folder of the pages (default: _docs)')
     args = parser.parse_args()
     cfg = get_config()
     sys.path.insert(0, str(cfg.config_path))
-    (cfg.config_path/'README.md').write_text(readme_text(cfg.nbs_path/cfg.readme_nb), encoding='utf-8')
-    if not args.readme: make_pages()
+    if not args.notebooks:
+        (cfg.config_path/'README.md').write_text(readme_text(cfg.nbs_path/cfg.readme_nb), encoding='utf-8')
+    if not args.readme: make_pages(args.notebooks, args.out or cfg.doc_path)
 
 
 if __name__ == '__main__': main()
