@@ -1,21 +1,24 @@
 """k-means on one thread: `rdd_nb.kmeans.KMeans` beside scikit-learn, faiss and fast-pytorch-kmeans, in one run.
 
-    OMP_NUM_THREADS=1 python benchmarks/clustering.py                 # about three minutes, writes benchmarks/results/clustering.json
+    OMP_NUM_THREADS=1 python benchmarks/clustering.py      # three minutes, writes benchmarks/results/clustering.json
     OMP_NUM_THREADS=1 python benchmarks/clustering.py --n 5000 --out /tmp/small.json
 
-Every library gets the same float32 data, the same initial centres and the same number of iterations. CPU seconds of the process are measured, not wall time, since
-other programs may share the machine; libraries take turns and the least of the repeats counts. Inertia is computed by one function for all. faiss (`faiss-cpu`) and
-`fast-pytorch-kmeans` (needs `psutil`) are no dependencies of the package: where they are missing, their rows are, and the file says so. With a GPU, our own
-implementation is also timed there against the roofline.
+Every library gets the same float32 data, the same initial centres and the same number of iterations. CPU seconds of
+the process are measured, not wall time, since other programs may share the machine. Libraries take turns and the least
+of the repeats counts. Inertia is computed by one function for all. faiss (`faiss-cpu`) and `fast-pytorch-kmeans` (needs
+`psutil`) are not dependencies of the package: where one is missing, its rows are left out, and the file says so. With a
+GPU, our own implementation is also timed there against the roofline.
 """
 import argparse
 import importlib
 import os
 import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
-for name in ('OMP', 'MKL', 'OPENBLAS'): os.environ[f'{name}_NUM_THREADS'] = '1'     # before numpy and torch are imported
+# before numpy and torch are imported
+for name in ('OMP', 'MKL', 'OPENBLAS'): os.environ[f'{name}_NUM_THREADS'] = '1'
 
 import sklearn
 import sklearn.cluster
@@ -26,7 +29,8 @@ from rdd_nb import kmeans
 from rdd_nb.kmeans import KMeans, assign_nearest
 from rdd_nb.core import generator, versions, write_json
 
-CONFIGS = [dict(d=512, k=100, iterations=10), dict(d=512, k=500, iterations=5), dict(d=2048, k=100, iterations=5), dict(d=2048, k=500, iterations=3)]
+CONFIGS = [dict(d=512, k=100, iterations=10), dict(d=512, k=500, iterations=5), dict(d=2048, k=100, iterations=5),
+           dict(d=2048, k=500, iterations=3)]
 
 
 def data(n, d, modes=200, seed=0):
@@ -63,7 +67,8 @@ def contestants(x, init, k, iterations, faiss, fast):
         km = fast.KMeans(k, max_iter=iterations, tol=0)
         km.fit_predict(x, centroids=init.clone())
         return km.centroids
-    ways = {'scikit-learn': lambda: sklearn.cluster.KMeans(k, init=I, n_init=1, max_iter=iterations, tol=0, algorithm='lloyd').fit(X).cluster_centers_,
+    ways = {'scikit-learn': lambda: sklearn.cluster.KMeans(k, init=I, n_init=1, max_iter=iterations, tol=0,
+                                                           algorithm='lloyd').fit(X).cluster_centers_,
             'rdd_nb': lambda: KMeans(k, init=init, max_iter=iterations, tol=0).fit(x).cluster_centers_}
     if faiss: ways['faiss'] = with_faiss
     if fast: ways['fast-pytorch-kmeans'] = with_fast
@@ -71,7 +76,7 @@ def contestants(x, init, k, iterations, faiss, fast):
 
 
 def floor(x, init, iterations):
-    "CPU seconds of the matrix products alone, in the same chunks: no exact Lloyd iteration without bounds can be faster with this library of products."
+    "CPU seconds of the matrix products alone, in the same chunks: a floor for exact iterations without bounds."
     k, half = len(init), init.square().sum(1)[:, None] / 2
     def products():
         for _ in range(iterations + 1):
@@ -92,19 +97,21 @@ def same_start(n, config, repeats, faiss, fast):
     best = {name: min(t) for name, t in seconds.items()}
     least = floor(x, init, iterations)
     for name in ways:
-        yield dict(n=n, **config, library=name, cpu_seconds=round(best[name], 3), all_cpu_seconds=[round(t, 3) for t in seconds[name]],
-                   ratio=round(best[name] / best['scikit-learn'], 3), inertia_ratio=round(values[name] / values['scikit-learn'], 6),
+        yield dict(n=n, **config, library=name, cpu_seconds=round(best[name], 3),
+                   all_cpu_seconds=[round(t, 3) for t in seconds[name]],
+                   ratio=round(best[name] / best['scikit-learn'], 3),
+                   inertia_ratio=round(values[name] / values['scikit-learn'], 6),
                    products_alone=round(least, 3), gflops=round(2e-9 * n * d * k * (iterations + 1) / best[name], 1))
 
 
 def shortcuts(n, faiss, d=512, k=100, batch=4096):
-    "What is usual instead of full iterations, each with its own seeding and stopping rule: CPU seconds and inertia beside ten iterations from a random start."
+    "Ways to do without ten full iterations, each with its own seeding and stopping rule: CPU seconds and inertia."
     x = data(n, d)
     X = x.numpy()
     init = x[torch.randperm(n, generator=generator(0, 'init', d, k))[:k]]
-    ways = {'rdd_nb, 10 iterations, random start': lambda: KMeans(k, init=init, max_iter=10, tol=0).fit(x).cluster_centers_,
-            'rdd_nb, 10 iterations, k-means++': lambda: KMeans(k, max_iter=10, tol=0).fit(x).cluster_centers_,
-            f'rdd_nb, batches of {batch}, random start': lambda: KMeans(k, init=init, batch_size=batch, tol=1e-3).fit(x).cluster_centers_,
+    def ten(**start): return KMeans(k, max_iter=10, tol=0, **start).fit(x).cluster_centers_
+    ways = {'rdd_nb, 10 iterations, random start': lambda: ten(init=init),
+            'rdd_nb, 10 iterations, k-means++': ten,
             f'scikit-learn, batches of {batch}, random start': lambda: sklearn.cluster.MiniBatchKMeans(
                 k, init=init.numpy(), n_init=1, batch_size=batch, random_state=0).fit(X).cluster_centers_}
     if faiss:
@@ -132,12 +139,13 @@ def seeding(n, fast, d=512, k=100):
         if 'kmeans++' in init_methods: ways['fast-pytorch-kmeans'] = lambda: init_methods['kmeans++'](x, k, None)
     found = {name: cpu_time(way) for name, way in ways.items()}
     reference = inertia(x, found['scikit-learn'][1])
-    return [dict(n=n, d=d, k=k, library=name, cpu_seconds=round(t, 3), inertia_ratio=round(inertia(x, c) / reference, 5)) for name, (t, c) in found.items()]
+    return [dict(n=n, d=d, k=k, library=name, cpu_seconds=round(t, 3),
+                 inertia_ratio=round(inertia(x, c) / reference, 5)) for name, (t, c) in found.items()]
 
 
 def tricks(n, d=512, k=100, iterations=10):
-    """What usual accelerations could save: share of rows whose nearest centre Hamerly's bounds prove without a product, and share of rows that move, in iterations 2, 3, ...;
-    CPU seconds of one pass for distances and for three ways to sum."""
+    """What usual accelerations could save, in iterations 2, 3, ...: the share of rows whose nearest centre Hamerly's
+    bounds prove without a product, and the share that moves; CPU seconds of one pass and of three ways to sum."""
     x = data(n, d)
     centres = x[torch.randperm(n, generator=generator(0, 'init', d, k))[:k]].clone()
     skipped, moved, ids = [], [], None
@@ -149,7 +157,7 @@ def tricks(n, d=512, k=100, iterations=10):
             skipped.append(round(float((upper < torch.maximum(lower, half[ids])).float().mean()), 4))
             moved.append(round(float((ids != near).float().mean()), 4))
         ids = near
-        new = kmeans._cells(x, centres, None, 64)
+        new = kmeans._one_pass(x, centres, None, 64)
         new = (new[1] / new[2].clamp(min=1)[:, None]).float()
         shift = (new - centres).norm(dim=1)
         upper, lower, centres = two[:, 0] + shift[ids], two[:, 1] - shift.max(), new
@@ -157,11 +165,14 @@ def tricks(n, d=512, k=100, iterations=10):
     total = torch.zeros_like(centres)
     ways = {'products': lambda: [torch.addmm(half, centres, rows.T, alpha=-1) for rows, _ in parts],
             'products and nearest': lambda: kmeans._nearest(x, centres, 64),
-            'products, nearest and sums by index': lambda: kmeans._cells(x, centres, None, 64),
+            'products, nearest and sums by index': lambda: kmeans._one_pass(x, centres, None, 64),
             'sums by index alone': lambda: [total.index_add_(0, near, rows) for rows, near in parts],
-            'sums by indicator product alone': lambda: [kmeans._add_by_product(total, rows, near, None) for rows, near in parts],
-            'sums of sorted rows alone': lambda: torch.segment_reduce(x[ids.argsort()], 'sum', lengths=ids.bincount(minlength=k))}
-    return dict(n=n, d=d, k=k, skipped=skipped, moved=moved, one_pass={name: round(min(cpu_time(way)[0] for _ in range(3)), 4) for name, way in ways.items()})
+            'sums by indicator product alone': lambda: [kmeans._add_by_product(total, rows, near, None)
+                                                        for rows, near in parts],
+            'sums of sorted rows alone': lambda: torch.segment_reduce(x[ids.argsort()], 'sum',
+                                                                      lengths=ids.bincount(minlength=k))}
+    return dict(n=n, d=d, k=k, skipped=skipped, moved=moved,
+                one_pass={name: round(min(cpu_time(way)[0] for _ in range(3)), 4) for name, way in ways.items()})
 
 
 def gpu_seconds(f, repeats=5):
@@ -177,7 +188,7 @@ def gpu_seconds(f, repeats=5):
 
 
 def on_gpu(n, config):
-    "Seconds on the GPU beside the roofline: the larger of operations / measured float32 rate and bytes / measured bandwidth."
+    "Seconds on the GPU beside the roofline: the larger of operations / measured rate and bytes / measured bandwidth."
     d, k, iterations = config['d'], config['k'], config['iterations']
     x = data(n, d).cuda()
     init = x[torch.randperm(n, generator=generator(0, 'init', d, k))[:k].cuda()].clone()
@@ -189,8 +200,10 @@ def on_gpu(n, config):
     moved = 4 * n * d * (2 * iterations + 1) + 4 * n * k * 2 * (2 * iterations + 1)
     seconds = gpu_seconds(lambda: KMeans(k, init=init, max_iter=iterations, tol=0).fit(x))
     roof = max(flops / rate, moved / bandwidth)
-    return dict(n=n, **config, seconds=round(seconds, 5), roofline_seconds=round(roof, 5), share_of_roofline=round(roof / seconds, 3),
-                bound='operations' if flops / rate > moved / bandwidth else 'bytes', float32_tflops=round(rate / 1e12, 1), gb_per_second=round(bandwidth / 1e9))
+    return dict(n=n, **config, seconds=round(seconds, 5), roofline_seconds=round(roof, 5),
+                share_of_roofline=round(roof / seconds, 3),
+                bound='operations' if flops / rate > moved / bandwidth else 'bytes',
+                float32_tflops=round(rate / 1e12, 1), gb_per_second=round(bandwidth / 1e9))
 
 
 def main():
@@ -202,12 +215,16 @@ def main():
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
     faiss, fast = optional('faiss'), optional('fast_pytorch_kmeans')
-    missing = [name for name, module in (('faiss-cpu', faiss), ('fast-pytorch-kmeans', fast)) if module is None] + ([] if torch.cuda.is_available() else ['GPU'])
+    missing = [name for name, module in (('faiss-cpu', faiss), ('fast-pytorch-kmeans', fast)) if module is None] + ([]
+        if torch.cuda.is_available() else ['GPU'])
     if faiss: faiss.omp_set_num_threads(1)
-    result = dict(versions=dict(versions(), sklearn=sklearn.__version__), device='CPU, 1 thread', cpu=torch.backends.cpu.get_cpu_capability(),
-                  config=dict(n=args.n, repeats=args.repeats, dtype='float32', tol=0, configs=CONFIGS), absent=missing, rows=[], gpu=[])
+    result = dict(versions=dict(versions(), sklearn=sklearn.__version__), device='CPU, 1 thread',
+                  cpu=torch.backends.cpu.get_cpu_capability(),
+                  config=dict(n=args.n, repeats=args.repeats, dtype='float32', tol=0, configs=CONFIGS), absent=missing,
+                  rows=[], gpu=[])
     if faiss: result['versions']['faiss'] = faiss.__version__
-    if fast: result['versions']['fast_pytorch_kmeans'] = importlib.import_module('importlib.metadata').version('fast-pytorch-kmeans')
+    if fast:
+        result['versions']['fast_pytorch_kmeans'] = version('fast-pytorch-kmeans')
     with threadpool_limits(1):
         for config in CONFIGS:
             for row in same_start(args.n, config, args.repeats, faiss, fast):

@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/risk.py                  # writes benchmarks/results/risk.json, under a minute
     python benchmarks/risk.py --device cuda --out FILE.json
 
-CVaR is compared with the mean of the k largest losses, taken with `topk(k, sorted=False)` (the fastest that PyTorch has)
-and with `sort(descending=True)`; k is ceil(tail * n). Times are the fastest of many rounds in which the contestants take
-turns in changing order, so that a busy machine hits all of them alike. Exit status 1 if a ratio is above its limit.
+CVaR is compared with the mean of the k largest losses, taken with `topk(k, sorted=False)` (the fastest that PyTorch
+has) and with `sort(descending=True)`; k is ceil(tail * n). Times are the fastest of many rounds in which the
+contestants take turns in changing order, so that a busy machine hits all of them alike. Exit status 1 if a ratio is
+above its limit.
 """
 import argparse, math, time
 from pathlib import Path
@@ -55,16 +56,19 @@ def main():
             k = math.ceil(tail * n - 1e-6)
             t = seconds({'cvar': CVaR(tail), 'topk': lambda x: x.topk(k, sorted=False).values.mean(),
                          'sort': lambda x: x.sort(descending=True).values[:k].mean()}, losses, args.budget)
-            row = {'n': n, 'tail': tail, 'fractional': abs(tail * n - k) > 1e-6, **{f'{name}_seconds': s for name, s in t.items()},
+            row = {'n': n, 'tail': tail, 'fractional': abs(tail * n - k) > 1e-6,
+                   **{f'{name}_seconds': s for name, s in t.items()},
                    'to_topk': t['cvar'] / t['topk'], 'to_sort': t['cvar'] / t['sort']}
             cvar.append(row)
-            print(f"n {n:9,d}  tail {tail:<7} CVaR {t['cvar'] * 1e3:8.3f} ms   / topk {row['to_topk']:.2f}   / sort {row['to_sort']:.2f}", flush=True)
+            print(f"n {n:9,d}  tail {tail:<7} CVaR {t['cvar'] * 1e3:8.3f} ms   / topk {row['to_topk']:.2f}   / sort "
+                  f"{row['to_sort']:.2f}", flush=True)
 
     n = 100_000
     losses, groups = torch.rand(n, generator=draw).to(args.device), (torch.arange(n) % 100).to(args.device)
     p = torch.rand(n, generator=draw).to(args.device)
     p /= p.sum()
-    measures = {repr(m): m for m in (Mean(), WorstCase(), CVaR(.05), .5 * Mean() + .5 * CVaR(.1), Entropic(1.), MeanUpperSemideviation(), DualPower(4.),
+    measures = {repr(m): m for m in (Mean(), WorstCase(), CVaR(.05), .5 * Mean() + .5 * CVaR(.1), Entropic(1.),
+                                     MeanUpperSemideviation(), DualPower(4.),
                                      Wang(1.), ChiSquareDRO(.5), SmoothedCVaR(.05, .1), EVaR(.05), CressieRead(4., .5))}
     measures['CVaR(tail=0.05) with p'] = lambda x: CVaR(.05)(x, p=p)
     two = TwoLevel(CVaR(.2), .5 * Mean() + .5 * WorstCase())
@@ -75,9 +79,11 @@ def main():
     for row in others: print(f"{row['measure']:75s} {row['seconds'] * 1e3:8.2f} ms   / sort {row['to_sort']:.2f}")
 
     name = torch.cuda.get_device_name() if args.device.startswith('cuda') else 'cpu, 1 thread'
-    write_json(args.out, {'device': name, 'versions': versions(), 'config': {'dtype': 'float32', 'budget_seconds': args.budget, 'seed': 0},
+    write_json(args.out, {'device': name, 'versions': versions(),
+                          'config': {'dtype': 'float32', 'budget_seconds': args.budget, 'seed': 0},
                           'limits': LIMITS, 'cvar': cvar, 'measures': others})
-    over = [row for row in cvar for key, limit in LIMITS.items() if row[key] > limit and (key != 'to_topk' or row['tail'] <= .1)]
+    over = [row for row in cvar for key, limit in LIMITS.items() if row[key] > limit
+            and (key != 'to_topk' or row['tail'] <= .1)]
     for row in over: print('above its limit:', row)
     return 1 if over else 0
 

@@ -8,36 +8,47 @@ __all__ = ['random_per_class', 'class_medoids', 'class_kmeans_ids', 'herding', '
            'KCenterSelection', 'KMeansSelection', 'GroupBalancedSelection', 'representative_batch', 'density_weights']
 
 # %% ../nbs/22_coresets.ipynb #bb33ff05
-import math, numbers, warnings
+import warnings
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from .core import generator
-from .kmeans import KMeans, _finite, _full_precision, _labels, _matrix, _rows, _squared_distance, assign_nearest, cell_mass
-from .parts import Part
+from .kmeans import (KMeans, _finite, _full_precision, _labels, _matrix, _places, _rows, _squared_distance,
+                           assign_nearest, cell_mass)
+from .parts import Part, number, whole
 
 # %% ../nbs/22_coresets.ipynb #1861dc42
 def _class_rows(y, ipc, n_classes=None, name='ipc'):
-    "Rows of each class 0..n_classes-1. Raises `ValueError` for a class with fewer than `ipc` samples; `name` is what the caller calls it."
+    "Rows of each class 0..n_classes-1. Raises `ValueError` for a class with fewer than `ipc` samples."
     y = torch.as_tensor(y).cpu()
     if y.ndim != 1 or y.is_floating_point() or not len(y) or y.min() < 0:
         raise ValueError(f'y has shape {tuple(y.shape)} and type {y.dtype}: expected labels (n,), integers from 0 on')
-    if not (isinstance(ipc, numbers.Integral) and ipc >= 1): raise ValueError(f'{name}={ipc!r}: expected a positive integer, the number in each class')
+    whole(name, ipc)
     counts = torch.bincount(y, minlength=n_classes or 0).tolist()
     for c, n in enumerate(counts):
-        if n == 0: raise ValueError(f'class {c} has no samples: expected at least {ipc} in each of the classes 0 to {len(counts) - 1}, of {len(y)} samples in all')
-        if n < ipc: raise ValueError(f'{name}={ipc} is more than the {n} samples of class {c}: expected at most {min(counts)}, the size of the smallest class')
+        if n == 0:
+            raise ValueError(f'class {c} has no samples: expected at least {ipc} in each class from 0 to '
+                             f'{len(counts) - 1}')
+        if n < ipc:
+            raise ValueError(f'{name}={ipc} is more than the {n} samples of class {c}: expected at most {min(counts)}')
     return y.argsort(stable=True).split(counts)
 
+# %% ../nbs/22_coresets.ipynb #8e493d1e
 def _features(x, y, features, batch=1024):
-    "Features to choose in, (n, d): `x` itself, features that are given, or a function of `x`. Raises `ValueError` for other than one label each."
+    "Features to choose in, (n, d): `x` itself, features that are given, or a function of `x`."
     if callable(features):
         x = torch.as_tensor(x)
-        with torch.no_grad(): f = torch.cat([features(part).flatten(1) for part in x.split(batch)])
-    else: f = x if features is None else features
-    f = _matrix(f, 'x' if features is None else 'features')
-    if len(y) != len(f): raise ValueError(f'y has {len(y)} labels: expected {len(f)}, one for each row of {"x" if features is None else "features"}')
-    _finite(torch.linalg.vector_norm(f, dim=1).square(), 'x' if features is None else 'features')
+        with torch.no_grad(): features = torch.cat([features(part).flatten(1) for part in x.split(batch)])
+    f, name = (x, 'x') if features is None else (features, 'features')
+    f = _matrix(f, name)
+    if len(y) != len(f): raise ValueError(f'y has {len(y)} labels: expected {len(f)}, one for each row of {name}')
+    _finite(torch.linalg.vector_norm(f, dim=1).square(), name)
     return f
+
+def _fit_quietly(x, k, gen):
+    "k-means without the warning about copies, for callers that can do with fewer clusters."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning)
+        return KMeans(k, random_state=gen).fit(x)
 
 # %% ../nbs/22_coresets.ipynb #60aa624d
 def random_per_class(
@@ -46,38 +57,31 @@ def random_per_class(
     seed=0,          # of the draw
     n_classes=None,  # None: the largest label + 1
 ): # int64 (n_classes*ipc,), ordered by class, on the CPU
-    "Indices of `ipc` random samples of each class. Raises `ValueError` for a class with fewer."
-    shuffled = lambda rows, c: rows[torch.randperm(len(rows), generator=generator(seed, 'random_per_class', c))]
+    "Indices of `ipc` random samples of each class. Raises `ValueError` for a class with fewer, as all of these do."
+    def shuffled(rows, c): return rows[torch.randperm(len(rows), generator=generator(seed, 'random_per_class', c))]
     return torch.cat([shuffled(rows, c)[:ipc] for c, rows in enumerate(_class_rows(y, ipc, n_classes))])
 
-# %% ../nbs/22_coresets.ipynb #6207df95
+# %% ../nbs/22_coresets.ipynb #e4cba6fc
 @_full_precision
 def class_medoids(
     x,               # samples (n, ...)
-    y,               # labels (n,), 0..n_classes-1
-    ipc,             # samples per class
+    y, ipc,          # as for `random_per_class`
     seed=0,          # of the seeding of k-means
-    features=None,   # None: the samples themselves; features of the same samples (n, ...); or a function from samples to features
-    n_classes=None,  # None: the largest label + 1
-    chunk_mb=64,     # memory for one block, in MB
+    features=None,   # features of the samples (n, ...), or a function from samples to features; None: the samples
+    n_classes=None,
 ): # int64 (n_classes*ipc,), ordered by class, on the CPU
-    "Indices of the real samples nearest to the `ipc` k-means centres of each class, all different. Raises `ValueError` for a class with fewer samples."
+    "Indices of the real samples nearest to the `ipc` k-means centres of each class, all different."
     f, medoids = _features(x, y, features), []
     for c, rows in enumerate(_class_rows(y, ipc, n_classes)):
         own = f[rows.to(f.device)]
         taken = torch.zeros(len(own), dtype=torch.bool, device=f.device)
-        for centre in _fit_quietly(own, ipc, generator(seed, 'class_medoids', c), chunk_mb).cluster_centers_:
-            d = _squared_distance(own, centre[None], torch.zeros_like(taken, dtype=torch.long), chunk_mb)
+        for centre in _fit_quietly(own, ipc, generator(seed, 'class_medoids', c)).cluster_centers_:
+            d = _squared_distance(own, centre[None], torch.zeros_like(taken, dtype=torch.long))
             taken[pick := int(d.masked_fill_(taken, torch.inf).argmin())] = True
             medoids.append(rows[pick])
     return torch.stack(medoids)
 
-def _fit_quietly(x, k, gen, chunk_mb):
-    "k-means without the warning about copies, for callers that can do with fewer clusters."
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', ConvergenceWarning)
-        return KMeans(k, random_state=gen, chunk_mb=chunk_mb).fit(x)
-
+# %% ../nbs/22_coresets.ipynb #4f16efab
 @_full_precision
 def class_kmeans_ids(
     x,               # samples (n, ...)
@@ -86,31 +90,29 @@ def class_kmeans_ids(
     seed=0,          # of the seeding
     features=None,   # as for `class_medoids`
     n_classes=None,  # None: the largest label + 1
-    chunk_mb=64,     # memory for one block, in MB
 ): # int64 (n,), where the features are: cluster j of class c has the id c*k + j
-    "k-means inside each class: the cluster of each sample. Raises `ValueError` for a class with fewer than `k` samples."
+    "k-means inside each class: the cluster of each sample."
     f = _features(x, y, features)
     ids = torch.empty(len(f), dtype=torch.long, device=f.device)
     for c, rows in enumerate(_class_rows(y, k, n_classes, 'k')):
         rows = rows.to(f.device)
-        ids[rows] = c*k + _fit_quietly(f[rows], k, generator(seed, 'class_kmeans_ids', c), chunk_mb).labels_
+        ids[rows] = c*k + _fit_quietly(f[rows], k, generator(seed, 'class_kmeans_ids', c)).labels_
     return ids
 
 # %% ../nbs/22_coresets.ipynb #20722148
-def _greedy(x, y, ipc, features, n_classes, choose):
-    "Indices of `ipc` samples of each class by `choose(own features, class)`, ordered by class."
-    f = _features(x, y, features)
-    return torch.cat([rows[torch.tensor(choose(f[rows.to(f.device)], c))] for c, rows in enumerate(_class_rows(y, ipc, n_classes))])
+def _greedy(x, y, ipc, n_classes, choose):
+    "Indices of `ipc` samples of each class by `choose(own samples, class)`, ordered by class."
+    f, classes = _features(x, y, None), _class_rows(y, ipc, n_classes)
+    return torch.cat([rows[torch.tensor(choose(f[rows.to(f.device)], c))] for c, rows in enumerate(classes)])
 
+# %% ../nbs/22_coresets.ipynb #37dc3b15
 @_full_precision
 def herding(
     x,               # samples (n, ...)
-    y,               # labels (n,), 0..n_classes-1
-    ipc,             # samples per class
-    features=None,   # as for `class_medoids`
-    n_classes=None,  # None: the largest label + 1
+    y, ipc,          # as for `random_per_class`
+    n_classes=None,
 ): # int64 (n_classes*ipc,), ordered by class and, within, by choice, on the CPU
-    "Samples whose running mean stays nearest to the class mean (Welling 2009). Raises `ValueError` for a class with fewer than `ipc` samples."
+    "Indices of samples whose running mean stays nearest to the class mean (Welling 2009)."
     def choose(f, c):
         f = f - f.mean(0)
         target, chosen, taken = torch.zeros_like(f[0]), [], torch.zeros(len(f), dtype=torch.bool, device=f.device)
@@ -120,18 +122,17 @@ def herding(
             taken[pick] = True
             target = target - f[pick]
         return chosen
-    return _greedy(x, y, ipc, features, n_classes, choose)
+    return _greedy(x, y, ipc, n_classes, choose)
 
+# %% ../nbs/22_coresets.ipynb #4077e9a7
 @_full_precision
 def k_center_greedy(
     x,               # samples (n, ...)
-    y,               # labels (n,), 0..n_classes-1
-    ipc,             # samples per class
+    y, ipc,          # as for `random_per_class`
     seed=0,          # of the first sample
-    features=None,   # as for `class_medoids`
-    n_classes=None,  # None: the largest label + 1
+    n_classes=None,
 ): # int64 (n_classes*ipc,), ordered by class and, within, by choice, on the CPU
-    "Samples each farthest from those before, within twice the least possible radius (Gonzalez 1985). Raises `ValueError` for a class with fewer than `ipc` samples."
+    "Indices of samples each farthest from those before, within twice the least possible radius (Gonzalez 1985)."
     def choose(f, c):
         pick = int(torch.randint(len(f), (), generator=generator(seed, 'k_center_greedy', c)))
         chosen, closest = [pick], torch.full_like(f[:, 0], torch.inf)
@@ -140,32 +141,23 @@ def k_center_greedy(
             closest[pick] = -1      # a copy of a chosen sample may come, the sample itself not
             chosen.append(pick := int(closest.argmax()))
         return chosen
-    return _greedy(x, y, ipc, features, n_classes, choose)
+    return _greedy(x, y, ipc, n_classes, choose)
 
 # %% ../nbs/22_coresets.ipynb #8bd2662f
-def _places(sizes, n):
-    "`n` places in proportion to `sizes`, in whole numbers: largest remainders first."
-    places, left = n * sizes // sizes.sum(), n * sizes % sizes.sum()
-    places[left.argsort(descending=True, stable=True)[:n - int(places.sum())]] += 1
-    return places.tolist()
-
 def stratified_per_class(
     x,               # samples (n, ...)
-    y,               # labels (n,), 0..n_classes-1
-    ipc,             # samples per class
+    y, ipc,          # as for `random_per_class`
     seed=0,          # of the clusters and the draw
     k=None,          # clusters per class; None: `ipc`
-    features=None,   # as for `class_medoids`
-    n_classes=None,  # None: the largest label + 1
-    chunk_mb=64,     # memory for one block, in MB
+    n_classes=None,
 ): # int64 (n_classes*ipc,), ordered by class, on the CPU
-    "Random samples of each k-means cluster of a class, in proportion to its size. Raises `ValueError` for a class with fewer than `ipc` (or `k`) samples."
+    "Indices of random samples of each k-means cluster of a class, in proportion to its size."
     classes, chosen = _class_rows(y, ipc, n_classes), []
-    ids = class_kmeans_ids(x, y, k or ipc, seed, features, n_classes, chunk_mb).cpu()
+    ids = class_kmeans_ids(x, y, k or ipc, seed, None, n_classes).cpu()
     for c, rows in enumerate(classes):
         rows = rows[torch.randperm(len(rows), generator=generator(seed, 'stratified_per_class', c))]
         own = ids[rows] - c * (k or ipc)
-        chosen += [rows[own == j][:n] for j, n in enumerate(_places(own.bincount(), ipc))]
+        chosen += [rows[own == j][:n] for j, n in enumerate(_places(own.bincount(), ipc).tolist())]
     return torch.cat(chosen)
 
 # %% ../nbs/22_coresets.ipynb #a90aba91
@@ -173,10 +165,10 @@ def group_balanced_per_class(
     y,               # labels (n,), 0..n_classes-1
     group,           # group of each sample (n,), integers from 0
     ipc,             # samples per class
-    seed=0,          # of the draw, and of who gets what is left of the last round
+    seed=0,          # of the draw
     n_classes=None,  # None: the largest label + 1
 ): # int64 (n_classes*ipc,), ordered by class, on the CPU
-    "Random samples of each class, as equally many of each group as there are. Raises `ValueError` for a class with fewer than `ipc` samples."
+    "Indices of random samples of each class, as equally many of each group as there are."
     classes, chosen = _class_rows(y, ipc, n_classes), []
     group = _labels(torch.as_tensor(group).cpu(), torch.as_tensor(y).cpu(), 'group', 'y')
     if group.min() < 0: raise ValueError(f'group holds {int(group.min())}: expected integers from 0 on')
@@ -184,19 +176,20 @@ def group_balanced_per_class(
         gen = generator(seed, 'group_balanced_per_class', c)
         rows = rows[torch.randperm(len(rows), generator=gen)]
         own, order = group[rows], torch.randperm(int(group.max()) + 1, generator=gen)
-        turn = torch.nn.functional.one_hot(own, len(order)).cumsum(0).gather(1, own[:, None])[:, 0]     # in which round its group has it
+        seen = torch.nn.functional.one_hot(own, len(order)).cumsum(0)
+        turn = seen.gather(1, own[:, None])[:, 0]      # in which round its group has it
         chosen.append(rows[(turn * len(order) + order[own]).argsort()[:ipc]])
     return torch.cat(chosen)
 
 # %% ../nbs/22_coresets.ipynb #9267f217
 class Selection(Part, kind='selection'):
-    "Which real samples a method starts from. Subclass it and write `rows`, or `begin` where the samples are made and not chosen."
+    "Which real samples a method starts from: a subclass has `rows`, or `begin` where samples are made, not chosen."
     sees_groups = False     # whether it needs the group of each sample, `d.group`
     uses_network = False    # whether it trains a network of the method's plan
 
     def rows(self, d) -> torch.Tensor: # int64 rows of `d.x`, ordered by class
         "The rows of the `parts.Setup` `d` to start from, `d.ipc` of each class."
-        raise NotImplementedError(f'{type(self).__name__} has no rows')
+        raise NotImplementedError
 
     def begin(self, d) -> tuple: # samples (m, ...), their classes (m,)
         "What to start from."
@@ -239,12 +232,13 @@ def representative_batch(
     per_class,       # samples to choose from each class; all of a class that has fewer
     seed=0,          # of the seeding of k-means
     n_classes=None,  # None: the largest label + 1
-): # int64 (k,) ordered by class, and the share of its class that each stands for (k,), adding up to 1 in each; both on the CPU
+): # int64 (k,) ordered by class, and the share of its class that each stands for (k,); both on the CPU
     "The samples nearest to the k-means centres of each class (after DREAM, Liu et al. 2023), and what they stand for."
     f, y, chosen = f.flatten(1).detach().cpu(), y.cpu(), []
     for c in range(int(y.max()) + 1 if n_classes is None else n_classes):
         rows = (y == c).nonzero()[:, 0]
-        if len(rows): chosen.append(rows[class_medoids(f[rows], torch.zeros_like(rows), min(per_class, len(rows)), (seed, c))])
+        if len(rows) == 0: continue
+        chosen.append(rows[class_medoids(f[rows], torch.zeros_like(rows), min(per_class, len(rows)), (seed, c))])
     chosen = torch.cat(chosen)
     return chosen, cell_mass(assign_nearest(f, f[chosen], y, y[chosen])[0], len(chosen), y[chosen])
 
@@ -258,26 +252,27 @@ def _distance_blocks(x, chunk_mb):
         yield block
 
 def _half_median(x, most=1000):
-    "Half the median distance between two rows, from evenly spaced rows where there are more than `most`; 0 for copies."
+    "Half the median distance between two rows, from at most `most` evenly spaced ones; 0 for copies."
     return float(torch.pdist(x[::-(-len(x) // most)]).median()) / 2 if len(x) > 1 else 0.
 
+# %% ../nbs/22_coresets.ipynb #d73adf4c
 @_full_precision
 def density_weights(
     x,               # samples (n, ...)
     y,               # labels (n,), 0..n_classes-1
-    bandwidth=None,  # of the Gaussian kernel, in units of the samples or features; None: half the median distance of the class
+    bandwidth=None,  # of the kernel, in units of the samples or features; None: half the class's median distance
     features=None,   # as for `class_medoids`
     n_classes=None,  # None: the largest label + 1
     chunk_mb=64,     # memory for one block of distances, in MB
 ): # float32 (n,), where the features are: positive, adding up to 1 in each class
-    "Base probabilities inversely proportional to a kernel density estimate of the class (after Cui et al. 2024). Raises `ValueError` for a bandwidth that is not above 0."
-    if bandwidth is not None and not (isinstance(bandwidth, numbers.Real) and 0 < bandwidth < math.inf): raise ValueError(f'bandwidth={bandwidth!r}: expected a number above 0, or None')
+    "Base probabilities inversely proportional to a kernel density estimate of the class (after Cui et al. 2024)."
+    if bandwidth is not None: number('bandwidth', bandwidth, open_low=True)
     f = _features(x, y, features)
     p = torch.empty(len(f), device=f.device)
     for rows in _class_rows(y, 1, n_classes):
         rows = rows.to(f.device)
         own = f[rows] - f[rows].mean(0)
         h = float(bandwidth or _half_median(own) or 1)
-        log_density = torch.cat([torch.logsumexp(block.div_(-2 * h * h), 1) for block in _distance_blocks(own, chunk_mb)])
+        log_density = torch.cat([block.div_(-2 * h * h).logsumexp(1) for block in _distance_blocks(own, chunk_mb)])
         p[rows] = torch.softmax(-log_density.double(), 0).float()
     return p

@@ -50,7 +50,7 @@ class Prior(Part, kind='prior'):
 
     def begin(
         self,
-        images: Tensor,          # (m * per_sample, ...) initial samples, those of one stored sample next to each other
+        images: Tensor,          # (m * per_sample, ...) initial samples, together where stored together
         x: Tensor,               # (n, ...) real training samples, for bases and decoders
         y: Tensor,               # (n,) their labels
         seed: int = 0,
@@ -151,16 +151,16 @@ class _Rest(nn.Module):
         try: return self.net(z.new_full((len(z), *self.inputs), dummy))
         finally: handle.remove()
 
-# %% ../nbs/30_priors.ipynb #eb4748da
+# %% ../nbs/30_priors.ipynb #2159aa0a
 def _cut(net, layer):
-    "A sequence before and after one of its children; None where it is no sequence, or the layer lies deeper."
+    "A sequence before and after one of its children, else None."
     items = list(net.named_children())
     if not isinstance(net, nn.Sequential) or layer not in dict(items): return None
     k = list(dict(items)).index(layer) + 1
     return nn.Sequential(OrderedDict(items[:k])), nn.Sequential(OrderedDict(items[k:]))
 
 def _after(net, layer, inputs):
-    "The part of a decoder after `layer` (None: all of it), a function of that layer's output."
+    "The part of a decoder after `layer` (None: all of it)."
     if layer is None: return net
     cut = _cut(net, layer)
     return cut[1] if cut else _Rest(net, layer, inputs)
@@ -198,7 +198,7 @@ def _stored(rest, z):
 
 # %% ../nbs/30_priors.ipynb #577bf5cb
 def _image_autoencoder(shape, d, width):
-    "Layers of an encoder and a decoder (by name) of images of `shape` with `d` latents."
+    "Layers of an encoder and, by name, of a decoder of images."
     (c, h, w), (h4, w4) = shape, (-(-s // 4) for s in shape[1:])
     def down(a, b): return [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU()]
     encoder = [*down(c, width), *down(width, 2 * width), nn.Flatten(), nn.Linear(2 * width * h4 * w4, d)]
@@ -208,7 +208,7 @@ def _image_autoencoder(shape, d, width):
         up2=nn.Upsample((h, w)), conv2=nn.Conv2d(width, c, 3, padding=1))
 
 def _table_autoencoder(shape, d, width):
-    "The same for rows of a table."
+    "The same for tables."
     n = math.prod(shape)
     encoder = [nn.Flatten(), nn.Linear(n, 4 * width), nn.ReLU(), nn.Linear(4 * width, d)]
     return encoder, dict(project=nn.Linear(d, 4 * width), act0=nn.LeakyReLU(.1), out=nn.Linear(4 * width, n),
@@ -233,16 +233,15 @@ def _train_autoencoder(x, d, width, steps, seed, progress, batch=128, lr=5e-3):
 # %% ../nbs/30_priors.ipynb #ccf67b41
 def _encode(decode, z, images, steps, progress, rows=256):
     "Latents near `z` that decode to what is closest to `images`."
-    found, bar = [], tqdm(total=steps * -(-len(images) // rows), desc='latents', disable=not progress, leave=False)
+    found = []
     for start, target in zip(z.split(rows), images.split(rows)):
         u = start.detach().clone().requires_grad_(True)
         optimiser = torch.optim.Adam([u], .1 * start.std(correction=0).item() + 1e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
-        for _ in range(steps):
+        for _ in tqdm(range(steps), desc='latents', disable=not progress, leave=False):
             u.grad, = torch.autograd.grad((decode(u) - target).square().sum(), u)
-            optimiser.step(); schedule.step(); bar.update()
+            optimiser.step(); schedule.step()
         found.append(u.detach())
-    bar.close()
     return torch.cat(found)
 
 # %% ../nbs/30_priors.ipynb #b1aaf38f
@@ -266,14 +265,12 @@ def _nearest_draws(net, layer, inputs, rest, images, seed, draws=512):
 
 # %% ../nbs/30_priors.ipynb #8aaa0b38
 class GeneratorLatents(Prior):
-    """Values at a layer of a decoder (GLaD, Cazenavette et al. 2023): your own, or a small one learned from the data.
-
-    Raises `ValueError` for a layer that is unknown or bypassed, and for samples of another size than the data."""
+    "Values at a layer of a decoder (GLaD, Cazenavette et al. 2023): your own, or a small one learned from the data."
     def __init__(
         self,
-        decoder=None,            # a module from latents to normalised samples, or the path of one; None: learned
-        layer=None,              # name or number of the layer whose output is stored; None: the input of the decoder
-        latent=16,               # how many latents to learn; for a decoder of your own, the shape of its input
+        decoder=None,            # a module that gives normalised samples, or its path; None: learned
+        layer=None,              # the layer whose output is stored; None: the decoder's input
+        latent=16,               # number of latents; for a decoder of your own, the shape of its input
         width=16,                # channels of the learned decoder
         train_steps=500,         # updates of the learned decoder
         steps=200,               # updates of the latents towards the initial images
@@ -335,7 +332,7 @@ def _check_decoder(self: GeneratorLatents, net, rest, images, seed):
     n, wanted = torch.randn(2, *self.inputs, generator=generator(seed, 'check')).to(images), tuple(images.shape[1:])
     try: out = net(n)
     except Exception as e:
-        why = f'{type(e).__name__}: {(str(e).strip().splitlines() or [""])[0][:100]}'
+        why = f'{type(e).__name__}: {" ".join(str(e).split())[:100]}'
         raise ValueError(f'decoder: fails on latents of shape {tuple(n.shape)}, is latent={self.latent!r} right? '
                          f'({why})') from None
     got = tuple(out.shape) if torch.is_tensor(out) else type(out).__name__
@@ -378,26 +375,25 @@ _trusted = []
 
 @contextmanager
 def trust():
-    "Inside, decoders that are programs (.pt2, TorchScript) may be loaded: they can run whatever their author wrote."
+    "Inside, programs (.pt2, TorchScript) may be loaded: they can run whatever their author wrote."
     _trusted.append(True)
     try: yield
     finally: _trusted.pop()
 
-# %% ../nbs/30_priors.ipynb #ac13c857
+# %% ../nbs/30_priors.ipynb #ae336c5f
 def load_generator(
     path,        # .safetensors, .pt2, or TorchScript
     cls=None,    # for .safetensors: the class, or a function that makes the module
-    **options,   # arguments of `cls`
 ) -> nn.Module:
-    "A decoder from a file; programs need `trust()`. Raises `FileNotFoundError`, or `ValueError` for what does not fit."
+    "A decoder from a file; programs need `trust()`. Raises `FileNotFoundError` or `ValueError`."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
-    if path.suffix == '.safetensors': return _from_safetensors(path, cls, options)
+    if path.suffix == '.safetensors': return _from_safetensors(path, cls)
     if cls is not None:
         raise ValueError(f'cls={shown(cls)}: a class goes with .safetensors, {path.name} is a whole program')
     return _from_program(path)
 
-# %% ../nbs/30_priors.ipynb #b55a893a
+# %% ../nbs/30_priors.ipynb #5648fb89
 def _from_program(path):
     names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     exported = any(n.endswith(('serialized_exported_program.json', 'archive_format')) for n in names)
@@ -411,10 +407,9 @@ def _from_program(path):
             warnings.simplefilter('ignore')
             return _from_export(path) if exported else _from_script(path)
     except Exception as e:
-        why = (str(e).strip().splitlines() or [''])[0][:150]
-        raise ValueError(f'{path}: cannot be loaded ({type(e).__name__}: {why})') from None
+        raise ValueError(f'{path}: cannot be loaded ({type(e).__name__}: {" ".join(str(e).split())[:150]})') from None
 
-# %% ../nbs/30_priors.ipynb #7b63e41e
+# %% ../nbs/30_priors.ipynb #24861f2c
 def _from_export(path):
     net = torch.export.unflatten(torch.export.load(path))
     graphs = [m.graph for m in net.modules() if hasattr(m, 'graph')]
@@ -425,10 +420,10 @@ def _from_script(path):
     net = torch.jit.load(path, map_location='cpu')
     return nn.Sequential(OrderedDict(net.named_children())) if net.original_name == 'Sequential' else net
 
-def _from_safetensors(path, cls, options):
+def _from_safetensors(path, cls):
     from safetensors.torch import load_model
     if cls is None: raise ValueError(f'cls=None: {path.name} holds numbers only, pass the class of the decoder')
-    net = cls(**options)
+    net = cls()
     try: load_model(net, path)
     except Exception as e:
         name, why = getattr(cls, '__name__', cls), ' '.join(str(e).split())[:150]
@@ -437,7 +432,7 @@ def _from_safetensors(path, cls, options):
 
 # %% ../nbs/30_priors.ipynb #82b62ce3
 class Normalise(nn.Module):
-    "A last layer for a decoder with samples between `low` and `high`: brings them to the normalisation of a data set."
+    "A last layer that normalises samples between `low` and `high` as a data set is normalised."
     def __init__(self, mean, std, low=0., high=1.):
         super().__init__()
         self.low, self.range = float(low), float(high) - float(low)

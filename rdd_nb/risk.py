@@ -51,11 +51,11 @@ class Risk(Part, kind='risk'):
     """A risk measure: `measure(losses, p=None, groups=None)` is its value, `measure.weights(...)` its weights q.
 
     `losses` (..., n): bigger is worse; `p` base probabilities, by default equal; `groups` (n,) integer labels.
-    A NaN loss makes the value NaN. Raises `ValueError` for shapes that do not fit and for a bad `p`."""
+    A NaN loss makes the value NaN. Raises `ValueError` for shapes that do not fit and a bad `p`."""
     needs_groups = False # True: `groups` has to be given
     spread = None        # a rule `spread(before, p)`, for measures that have one
 
-    def _weights(self, l, p): raise NotImplementedError(f'{type(self).__name__} does not say what its weights are')
+    def _weights(self, l, p): raise NotImplementedError
     def _penalty(self, q, l, p): return l.new_zeros(())
 
     def _solve(self, l, p, groups):
@@ -65,11 +65,11 @@ class Risk(Part, kind='risk'):
         q = self._weights(x, p)
         return q.to(l.dtype), self._penalty(q, x, p).to(l.dtype)
 
-# %% ../nbs/25_risk.ipynb #94694085
+# %% ../nbs/25_risk.ipynb #f8d0c72c
 @patch
 @torch.no_grad()
 def weights(self: Risk, losses, p=None, groups=None):
-    "Adversarial weights q with the shape of `losses`, summing to 1, float32 or better, without gradient."
+    "Adversarial weights q with the shape of `losses`, summing to 1, without gradient."
     l, p, groups = _inputs(self, losses, p, groups)
     return self._solve(_support(l.detach(), p) if p is not None else l.detach(), p, groups)[0]
 
@@ -143,7 +143,7 @@ def _by_rank(l, p, spread):
 
 # %% ../nbs/25_risk.ipynb #06ae69cd
 class CVaR(Risk):
-    "Mean of the worst part with the mass `tail` (Rockafellar & Uryasev 2000); exact for fractional `tail * n`."
+    "Mean of the worst part with mass `tail` (Rockafellar & Uryasev 2000); exact for fractional `tail * n`."
     def __init__(self,
                  tail, # in (0, 1]: 1 is the mean, towards 0 the maximum
                 ):
@@ -194,7 +194,7 @@ class Mixture(Risk, abstract=True):
         rules = [(f, r.spread) for f, r in self.parts]
         if not any(s is None for _, s in rules): return lambda before, p: sum(f * s(before, p) for f, s in rules)
 
-# %% ../nbs/25_risk.ipynb #caa8acd5
+# %% ../nbs/25_risk.ipynb #9bfd3c84
 @patch
 def check(self: Mixture):
     "The mixture itself; raises `ValueError` where the factors do not sum to 1."
@@ -213,13 +213,12 @@ def __call__(self: Mixture, losses, p=None, groups=None):
     "As `Risk.__call__`."
     return sum(f * r(losses, p, groups) for f, r in self.check().parts)
 
-# %% ../nbs/25_risk.ipynb #c6b965a6
 Risk.__mul__ = Risk.__rmul__ = lambda self, factor: Mixture([(factor, self)])
 Risk.__add__ = lambda self, other: Mixture([(1., self), (1., other)])
 
 # %% ../nbs/25_risk.ipynb #6d77120f
 def _runs(l, groups):
-    "Order of the samples by group, worst first; the run of each sample in that order, and whether it begins one."
+    "Order of the samples by group, worst first; the run of each, and whether it begins one."
     order = l.argsort(descending=True, stable=True)
     order = order[groups[order].argsort(stable=True)]
     first = torch.ones_like(groups, dtype=torch.bool)
@@ -248,9 +247,7 @@ def _inner_by_table(inner, l, p, ids, first):
 
 # %% ../nbs/25_risk.ipynb #6a291d38
 class TwoLevel(Risk):
-    """The `outer` measure over groups of the `inner` measure in each group; absent groups do not exist.
-
-    Makes a GPU wait (once, for a table's size) unless `inner` is made of `Mean`, `CVaR`, `WorstCase`, `Distortion`."""
+    "The `outer` measure over groups of the `inner` measure in each group; absent groups do not exist."
     needs_groups = True
     def __init__(self,
                  inner, # measure of the losses inside one group
@@ -260,7 +257,7 @@ class TwoLevel(Risk):
         self.inner, self.outer = _ungrouped('inner', inner), _ungrouped('outer', outer)
         self.group_mass = one_of('group_mass', group_mass, ('uniform', 'proportional'))
 
-# %% ../nbs/25_risk.ipynb #40842a55
+# %% ../nbs/25_risk.ipynb #1ef58b6b
 @patch
 def _solve(self: TwoLevel, l, p, groups):
     order, ids, first = _runs(l, groups)
@@ -279,9 +276,9 @@ def _solve(self: TwoLevel, l, p, groups):
 
 # %% ../nbs/25_risk.ipynb #417e74f2
 class Entropic(Risk):
-    "Entropic risk (1/t) log E exp(t l), or tilted loss (Li et al. 2021, TERM): the adversary pays KL(q, p) / t."
+    "Entropic risk (1/t) log E exp(t l), or tilted loss (Li et al. 2021): the adversary pays KL(q, p) / t."
     def __init__(self,
-                 t, # in 1 / units of the loss: 0 is the mean, infinity the maximum; negative favours small losses
+                 t, # in 1 / units of the loss: 0 is the mean, infinity the maximum
                 ):
         self.t = number('t', t, -math.inf, open_low=True)
 
@@ -305,18 +302,18 @@ def _gap(l):
     return torch.where(u < torch.finfo(u.dtype).tiny ** .25, 0., u)
 
 def _bisect(low, high, too_low, steps):
-    "The place between `low` and `high` where `too_low` changes from true to false."
+    "Where `too_low` changes from true to false."
     for _ in range(steps):
         middle = (low + high) / 2
         up = too_low(middle)
         low, high = torch.where(up, middle, low), torch.where(up, high, middle)
     return (low + high) / 2
 
-# %% ../nbs/25_risk.ipynb #ff19ebc1
+# %% ../nbs/25_risk.ipynb #59536998
 class EVaR(Risk):
     "Entropic value at risk (Ahmadi-Javid 2012), that is DRO over the Kullback-Leibler ball KL(q, p) <= -ln(tail)."
     def __init__(self,
-                 tail, # in (0, 1]: 1 is the mean, towards 0 the maximum; a ball of radius rho has tail exp(-rho)
+                 tail, # in (0, 1]: exp(-radius); 1 is the mean, towards 0 the maximum
                 ):
         self.tail = number('tail', tail, 0, 1, open_low=True)
 
@@ -347,11 +344,11 @@ def _chi_square_cut(gap, p, rho):
     cut = mean + (var / (2 * rho * P + (P - 1)).clamp(min=torch.finfo(P.dtype).tiny)).sqrt()
     return torch.minimum(cut, torch.cat([after, end], -1).gather(-1, k))
 
-# %% ../nbs/25_risk.ipynb #7470b03a
+# %% ../nbs/25_risk.ipynb #c17f5e16
 class ChiSquareDRO(Risk):
     "DRO over the chi-square ball (1/2) sum p (q/p - 1)^2 <= rho (scale of Duchi & Namkoong); exact by sorting."
     def __init__(self,
-                 rho, # >= 0, without unit: 0 is the mean; n equal samples reach the maximum at rho = (n - 1) / 2
+                 rho, # >= 0, without unit: 0 is the mean; the maximum of n equal samples is at (n - 1) / 2
                 ):
         self.rho = number('rho', rho)
 
@@ -376,7 +373,7 @@ class CressieRead(Risk):
         a, b = ((log_y * e + log_p).logsumexp(-1, keepdim=True) for e in (1 / (self.k - 1), self.k / (self.k - 1)))
         return math.log1p(self.k * (self.k - 1) * self.rho) / self.k + a - b / self.k < 0
 
-# %% ../nbs/25_risk.ipynb #2f2047fe
+# %% ../nbs/25_risk.ipynb #227c4605
 @patch
 def _neighbour(self: CressieRead, u, log_p):
     "The gap of the last loss above eta, and of the next one, for gaps `u`; each (..., 1)."
@@ -390,7 +387,7 @@ def _neighbour(self: CressieRead, u, log_p):
         low, high = torch.where(up, middle, low), torch.where(up, high, middle)
     return order.gather(-1, low), torch.cat([order, torch.full_like(u[..., :1], 1e12)], -1).gather(-1, low + 1)
 
-# %% ../nbs/25_risk.ipynb #a2f6ae39
+# %% ../nbs/25_risk.ipynb #86362931
 @patch
 def _weights(self: CressieRead, l, p):
     if self.rho == 0: return p
@@ -415,7 +412,7 @@ class SmoothedCVaR(Risk):
 
     def _penalty(self, q, l, p): return self.nu / 2 * _dot(p, (q / torch.where(p > 0, p, 1.) - 1) ** 2)
 
-# %% ../nbs/25_risk.ipynb #b3aa82da
+# %% ../nbs/25_risk.ipynb #9c7bff30
 @patch
 def _weights(self: SmoothedCVaR, l, p):
     x = _finite((l - l.amax(-1, keepdim=True)) / self.nu)                # losses in units of nu, the largest is 0
@@ -448,7 +445,7 @@ class MeanUpperSemideviation(Risk):
 # %% ../nbs/25_risk.ipynb #d2ba48b8
 class Distortion(Risk, abstract=True):
     "Measures that weight a loss by its rank: a subclass gives a concave `g` on [0, 1] with g(0) = 0 and g(1) = 1."
-    def g(self, u): raise NotImplementedError(f'{type(self).__name__} does not say what g is')
+    def g(self, u): raise NotImplementedError
     def spread(self, before, p): return self.g((before + p).clamp(0, 1)) - self.g(before.clamp(0, 1))
     def _solve(self, l, p, groups): return _by_rank(l, p, self.spread), 0
 
@@ -459,7 +456,7 @@ class DualPower(Distortion):
                 ): self.k = number('k', k, 1)
     def g(self, u): return 1 - (1 - u) ** self.k
 
-# %% ../nbs/25_risk.ipynb #0c09c1d0
+# %% ../nbs/25_risk.ipynb #c37c9feb
 class ProportionalHazard(Distortion):
     "Proportional hazard transform (Wang 1995): g(u) = u^(1/r)."
     def __init__(self,
@@ -494,7 +491,8 @@ def _by_group(l, p, groups, n_groups):
     return mass, torch.where(mass > 0, mean, math.nan), inside
 
 def _per_group(name, values, n_groups=None):
-    "`values` as a list of floats, `n_groups` of them where that is given."
+    "`values` as a list of floats; where `n_groups` is given, as many, or None."
+    if n_groups and values is None: return None
     try: found = [float(v) for v in values]
     except (TypeError, ValueError): found = [math.nan]
     if n_groups not in (None, len(found)) or not all(map(math.isfinite, found)):
@@ -503,32 +501,40 @@ def _per_group(name, values, n_groups=None):
 
 # %% ../nbs/25_risk.ipynb #71605712
 class Remembering(Risk, abstract=True):
-    "A measure that carries tensors, named in `state`, from batch to batch."
+    "A measure of groups whose `update` carries tensors, named in `state`, from batch to batch."
     needs_groups, state = True, ()
     def state_dict(self): return {name: getattr(self, name).clone() for name in self.state}
     def load_state_dict(self, state):
         for name in self.state: setattr(self, name, state[name].clone())
+    def _adjust(self, l): return l.new_tensor(self.adjustments or [0.] * self.n_groups)
 
+    def __call__(self, losses, p=None, groups=None):
+        "As `Risk.__call__`, followed by `update` if gradients are recorded."
+        value = super().__call__(losses, p, groups)
+        if torch.is_grad_enabled(): self.update(losses, p, groups)
+        return value
+
+# %% ../nbs/25_risk.ipynb #b3dd7527
 class GroupDRO(Remembering):
     "Group DRO by exponentiated gradient (Sagawa et al. 2020, algorithm 1): uses its weights, then updates them."
     state = 'log_q',
     def __init__(self,
                  n_groups, # labels are 0 ... n_groups - 1
                  step=.01, # > 0, in 1 / units of the loss
-                 adjustments=None, # added to the groups' losses before the maximum, e.g. C / sqrt(group size)
+                 adjustments=None, # added to the groups' losses, e.g. C / sqrt(group size)
                 ):
         self.n_groups, self.step = whole('n_groups', n_groups), number('step', step, open_low=True)
-        self.adjustments = None if adjustments is None else _per_group('adjustments', adjustments, self.n_groups)
+        self.adjustments = _per_group('adjustments', adjustments, self.n_groups)
         self.reset()
 
     def reset(self): self.log_q = torch.full((self.n_groups,), -math.log(self.n_groups))
 
-# %% ../nbs/25_risk.ipynb #06ec412a
+# %% ../nbs/25_risk.ipynb #2a7622fb
 @patch
 def _look(self: GroupDRO, l, p, groups):
-    "Present groups, their adjusted mean losses, log weights, probabilities inside groups and the adjustments."
+    "Present groups, adjusted mean losses, log weights, probabilities inside groups, adjustments."
     mass, mean, inside = _by_group(l, p, groups, self.n_groups)
-    adj = l.new_tensor(self.adjustments or [0.] * self.n_groups)
+    adj = self._adjust(l)
     return mass > 0, mean + adj, self.log_q.to(l), inside, adj
 
 @patch
@@ -537,23 +543,16 @@ def _solve(self: GroupDRO, l, p, groups):
     Q = torch.where(present, torch.where(loss.isnan(), math.nan, log_q), -math.inf).softmax(0)
     return Q[groups] * inside, -_dot(Q, adj)
 
-# %% ../nbs/25_risk.ipynb #bfc69e8e
+# %% ../nbs/25_risk.ipynb #e76c555f
 @patch
 @torch.no_grad()
 def update(self: GroupDRO, losses, p=None, groups=None):
-    "Move weight towards groups with large losses; groups that are absent or without a finite loss keep theirs."
+    "Move weight towards groups with large losses; those without a finite loss keep theirs."
     present, loss, log_q, _, _ = self._look(*_inputs(self, losses, p, groups))
     present = present & loss.isfinite()
     old = torch.where(present, log_q, -math.inf)
     new = torch.where(present, log_q + self.step * loss, -math.inf)
     self.log_q = torch.where(present, new - new.logsumexp(0) + old.logsumexp(0), log_q)
-
-@patch
-def __call__(self: GroupDRO, losses, p=None, groups=None):
-    "As `Risk.__call__`, followed by `update` if gradients are recorded."
-    value = Risk.__call__(self, losses, p, groups)
-    if torch.is_grad_enabled(): self.update(losses, p, groups)
-    return value
 
 # %% ../nbs/25_risk.ipynb #d90b50ce
 class GroupCVaR(Remembering):
@@ -562,13 +561,13 @@ class GroupCVaR(Remembering):
     def __init__(self,
                  tail, # in (0, 1]: mass of the groups that count
                  n_groups, # labels are 0 ... n_groups - 1
-                 rates=None, # shares of the groups in the population; None: estimated from the batches
-                 adjustments=None, # added to the groups' losses, e.g. minus a baseline, or C / sqrt(group size)
-                 ema=1., # in (0, 1]: weight of the new batch in the moving averages; 1 forgets the past
+                 rates=None, # shares of the groups; None: estimated from the batches
+                 adjustments=None, # added to the groups' losses
+                 ema=1., # in (0, 1]: weight of the new batch in the moving averages
                 ):
         self.tail, self.n_groups = number('tail', tail, 0, 1, open_low=True), whole('n_groups', n_groups)
-        self.adjustments = None if adjustments is None else _per_group('adjustments', adjustments, self.n_groups)
-        self.rates = None if rates is None else _per_group('rates', rates, self.n_groups)
+        self.adjustments = _per_group('adjustments', adjustments, self.n_groups)
+        self.rates = _per_group('rates', rates, self.n_groups)
         self.ema = number('ema', ema, 0, 1, open_low=True)
         if self.rates and (min(self.rates) <= 0 or abs(sum(self.rates) - 1) > 1e-3):
             raise ValueError(f'rates={shown(self.rates)}: expected positive numbers that sum to 1')
@@ -576,10 +575,10 @@ class GroupCVaR(Remembering):
 
     def reset(self): self.loss, self.mass = torch.full((2, self.n_groups), math.nan)
 
-# %% ../nbs/25_risk.ipynb #0f558f4b
+# %% ../nbs/25_risk.ipynb #ec2f73ce
 @patch
 def _look(self: GroupCVaR, l, p, groups):
-    "Moving averages of loss and mass with this batch; its own mass, loss, and probabilities inside groups."
+    "Moving averages of loss and mass; the batch's mass, loss and probabilities inside groups."
     mass, mean, inside = _by_group(l, p, groups, self.n_groups)
     def average(old, new):
         moved = torch.where(new.isfinite(), old + self.ema * (new - old), old)
@@ -591,21 +590,17 @@ def _solve(self: GroupCVaR, l, p, groups):
     loss, rates, mass, mean, inside = self._look(l, p, groups)
     rates = torch.where(mass > 0, l.new_tensor(self.rates) if self.rates else rates, 0.)
     rates = rates / rates.sum()
-    adj = l.new_tensor(self.adjustments or [0.] * self.n_groups)
+    adj = self._adjust(l)
     loss = torch.where(mean.isfinite(), loss, mean) + adj                # averages hide a NaN, the value must not
     Q = CVaR(self.tail)._solve(_support(loss, rates), rates, None)[0]
     return Q[groups] * inside, -_dot(Q, adj)
 
-# %% ../nbs/25_risk.ipynb #9b8e6fff
+# %% ../nbs/25_risk.ipynb #f3a21b32
 @patch
-def __call__(self: GroupCVaR, losses, p=None, groups=None):
-    "As `Risk.__call__`; stores the moving averages if gradients are recorded."
-    value = Risk.__call__(self, losses, p, groups)
-    if torch.is_grad_enabled():
-        with torch.no_grad():
-            l, p, groups = _inputs(self, losses, p, groups)
-            self.loss, self.mass, *_ = self._look(l.detach(), p, groups)
-    return value
+@torch.no_grad()
+def update(self: GroupCVaR, losses, p=None, groups=None):
+    "Take a batch into the moving averages."
+    self.loss, self.mass, *_ = self._look(*_inputs(self, losses, p, groups))
 
 # %% ../nbs/25_risk.ipynb #78da1dfb
 class Regret(Risk):

@@ -333,8 +333,10 @@ def test_programs_are_loaded_and_cut(files, name):
 
 def test_a_class_and_its_numbers(files):
     folder, net = files
-    loaded = load_generator(folder/'net.safetensors', lambda width: nn.Sequential(nn.Linear(3, width),
-        nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 16), nn.Unflatten(1, (1, 4, 4))).eval(), width=6)
+    def blank():
+        return nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 16),
+                             nn.Unflatten(1, (1, 4, 4))).eval()
+    loaded = load_generator(folder/'net.safetensors', blank)
     assert torch.equal(loaded(draw(2, 3, dtype=torch.float32)), net(draw(2, 3, dtype=torch.float32)))
 
 

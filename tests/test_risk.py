@@ -164,7 +164,7 @@ def test_two_level_against_a_linear_program(mass):
 
 
 def test_chi_square_where_a_loss_lies_on_the_threshold():
-    "Rounding must not let all prefixes fail there (the value was the maximum then). Cressie-Read of order 2 is the oracle."
+    "Rounding must not let all prefixes fail there (the value was the maximum then). Oracle: Cressie-Read of order 2."
     draw = torch.Generator().manual_seed(0)
     for rho, n, k in itertools.product((.6, 1., 2.), (4, 6), (2, 3)):
         p = torch.rand(500, n, generator=draw, dtype=F64) + .05
