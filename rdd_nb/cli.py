@@ -6,7 +6,7 @@
 __all__ = ['NAMES', 'COMMANDS', 'NO_MEMORY', 'parser', 'read_line', 'one_line', 'overview', 'main']
 
 # %% ../nbs/80_cli.ipynb #542072fb
-import argparse, difflib, inspect, re, shlex, signal, sys, threading, warnings
+import argparse, difflib, inspect, os, re, shlex, signal, sys, threading, warnings
 from contextlib import contextmanager
 from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin
@@ -59,7 +59,7 @@ def read_line(argv) -> tuple: # (function, its arguments)
     records = 'command' in inspect.signature(command).parameters
     return command, vars(asked) | (dict(command=shlex.join(['rdd-nb', *argv])) if records else {})
 
-# %% ../nbs/80_cli.ipynb #75bfe410
+# %% ../nbs/80_cli.ipynb #fcaf097d
 NO_MEMORY = 'allocate memory|out of memory|ALLOC_FAILED|Storage size calculation overflowed'
 
 def one_line(error) -> str: # '' for an error that is a bug
@@ -69,10 +69,11 @@ def one_line(error) -> str: # '' for an error that is a bug
     if not isinstance(error, (ValueError, OSError)): return ''
     text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
     if isinstance(error, OSError) and error.filename: text = f'{error.filename}: {error.strerror}'
-    text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in ' '.join(text[:2000].split()))
+    text = re.sub(r'\S{120,}', lambda word: word[0][:100] + '...', ' '.join(text.split()))[:1000]
+    text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return text if len(text) <= 290 else text[:286] + ' ...'
 
-# %% ../nbs/80_cli.ipynb #3b0c7031
+# %% ../nbs/80_cli.ipynb #0fb42363
 def _say(text): print(f'rdd-nb: {text}', file=sys.stderr)
 
 @contextmanager
@@ -80,6 +81,7 @@ def _manners():
     "Warnings are notes, characters that a terminal does not have are spelled out, and SIGTERM is like Ctrl-C."
     def stop(*_): raise KeyboardInterrupt
     for stream in (sys.stdout, sys.stderr): getattr(stream, 'reconfigure', dict)(errors='backslashreplace')
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')   # a helper of joblib that is stopped
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, stop) if main else None
     try:

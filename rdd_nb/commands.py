@@ -96,28 +96,42 @@ def distill(
     changed, label, where = _changed(method, **kwargs)
     return _distill(_data(data, **where), changed, label, ipc, seed, device, out, resume, trust)
 
-# %% ../nbs/78_commands.ipynb #9b5a0b9f
+# %% ../nbs/78_commands.ipynb #5a1a3beb
 def _distill(loaded, method, label, ipc, seed, device, out, resume, trust):
     from rdd_nb.compare import trusting
     from rdd_nb.distill import distill
+    from rdd_nb.parts import whole
     (splits, source), options = loaded, dict(device=device, out=out, resume=resume, label=label)
+    ipc = whole('ipc', ipc, 1, 10**6)
     with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, **options)
     p = s.provenance
     print(f'{len(s)} synthetic images in {out}/synthetic.safetensors ({p["steps"]} steps, {p["seconds"]:.0f} s); '
           f'next: rdd-nb evaluate {out}')
     return s
 
-# %% ../nbs/78_commands.ipynb #baf7f7c2
+# %% ../nbs/78_commands.ipynb #b16f067f
 @delegates(_data)
+def _recipe(
+    networks,
+    jobs,
+    model: str = 'convnet', # architecture
+    epochs: int = 200, # of every network
+    augment: str = '', # augmentation while training, such as 'crop scale rotate'
+    precision: Literal['float32', 'bfloat16'] = 'float32', # of the training; bfloat16 is faster if the processor has it
+    **kwargs,
+): # recipe, other options
+    from rdd_nb.evaluation import Training
+    from rdd_nb.parts import whole
+    whole('--networks', networks, 1, 1000), whole('--jobs', jobs), whole('--epochs', epochs, 1, 10**6)
+    return Training(model=model, epochs=epochs, augment=augment, precision=precision), kwargs
+
+# %% ../nbs/78_commands.ipynb #cd64cb54
+@delegates(_recipe)
 def evaluate(
     run: list, # run folders, .safetensors files, or distilled sets of others (.pt, .npz; with --data)
     data: str | None = None, # the data to test on (if not given: what the run says)
     on: Literal['test', 'val'] = 'test', # choose settings on val, then look at test once
-    model: str = 'convnet', # architecture
-    epochs: int = 200, # of every network
     networks: int = 2, # networks per synthetic set
-    augment: str = '', # augmentation while training, such as 'crop scale rotate'
-    precision: Literal['float32', 'bfloat16'] = 'float32', # of the training; bfloat16 is faster if the processor has it
     protocol: str | None = None, # a published recipe instead: dc, dsa, dm, mtt
     corruptions: str | None = None, # damaged test images as well: 'reference', 'common' or 'noise-3 blur-3'
     metrics: list = (), # a function f(y, prediction, group) of a file of --parts; may be repeated
@@ -128,21 +142,15 @@ def evaluate(
 ):
     "Train networks on synthetic sets and test them per group."
     options = dict(protocol=protocol, metrics=_functions(use_parts(parts), metrics), corruptions=corruptions)
-    recipe = _recipe(networks, jobs, model=model, epochs=epochs, augment=augment, precision=precision)
-    found = [_opened(Path(r), data, kwargs) for r in run]
+    recipe, where = _recipe(networks, jobs, **kwargs)
+    found = [_opened(Path(r), data, where) for r in run]
     return [_evaluate(*f, on, recipe, networks, device, jobs, {k: v for k, v in options.items() if v}) for f in found]
 
-# %% ../nbs/78_commands.ipynb #c903dc56
+# %% ../nbs/78_commands.ipynb #68a9ad78
 def _functions(defined, names):
     for n in names:
         if not callable(defined.get(n)): raise ValueError(f'--metrics {n}: expected a function in a file of --parts')
     return {n: defined[n] for n in names}
-
-def _recipe(networks, jobs, epochs, **recipe):
-    from rdd_nb.evaluation import Training
-    from rdd_nb.parts import whole
-    whole('--networks', networks, 1, 1000), whole('--jobs', jobs)
-    return Training(epochs=whole('--epochs', epochs, 1, 10**6), **recipe)
 
 def _opened(run, data, where):
     "A run or file: path, set, splits to test on, and how they were loaded."
@@ -156,7 +164,7 @@ def _opened(run, data, where):
     if not isinstance(asked.get('name'), str): raise ValueError(f'{run} does not say what data it is from; pass --data')
     return run, s, *_data(**asked)
 
-# %% ../nbs/78_commands.ipynb #fad98e3f
+# %% ../nbs/78_commands.ipynb #c65b130d
 def _evaluate(run, s, splits, source, on, training, networks, device, jobs, options):
     from rdd_nb.core import pick_device, versions, write_json
     from rdd_nb.evaluation import evaluate, fit_clusters, reference_clusters, summarise
@@ -172,14 +180,14 @@ def _evaluate(run, s, splits, source, on, training, networks, device, jobs, opti
     _say(run, row)
     return row
 
-# %% ../nbs/78_commands.ipynb #d20c5da2
+# %% ../nbs/78_commands.ipynb #015223d8
 def _say(run, row):
     groups, worst = ', '.join(f'{g} {v:.3f}' for g, v in row['group_accuracy'].items()), row['worst_class_group']
     print(f'{run}: accuracy {row["accuracy"]:.3f} ({groups}); worst class and group {worst["name"]} '
           f'{row["worst_class_group_accuracy"]:.3f}, n = {worst["n"]}')
     for name, c in row.get('corruptions', {}).items(): print(f'  {name:26} {c["accuracy"]:.3f}')
 
-# %% ../nbs/78_commands.ipynb #9454fb73
+# %% ../nbs/78_commands.ipynb #6a3d9090
 def report(
     folder: list, # a comparison folder, or several run folders
     out: str | None = None, # folder for report.md and report.html (if not given: the folder; needed for several)
@@ -198,7 +206,7 @@ def _training_data(folder):
         return _data(**{k: asked[k] for k in ('name', 'shift', 'share', 'data_seed')})[0].train
     except (KeyError, TypeError, AttributeError, ValueError, OSError): return None
 
-# %% ../nbs/78_commands.ipynb #df2dbb84
+# %% ../nbs/78_commands.ipynb #988b97d3
 DEMO = ('random', 'k-center', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full')
 
 def demo(
@@ -215,19 +223,20 @@ def demo(
 ):
     "Compare nine methods on handwritten digits and write a report."
     from rdd_nb.parts import whole
-    seeds, out, recipe = range(whole('--seeds', seeds, 1, 1000)), _folder(out), _recipe(networks, jobs or 1, epochs)
+    seeds, out = range(whole('--seeds', seeds, 1, 1000)), _folder(out)
+    recipe, _ = _recipe(networks, 1 if jobs is None else jobs, epochs=epochs)
     splits, source = _data('digits', 'minority')
     options = dict(device=device, jobs=jobs, resume=resume, source=source, command=command)
     return _demo(splits, steps, seeds, out, ipc, recipe, networks, **options)
 
-# %% ../nbs/78_commands.ipynb #e231bad4
+# %% ../nbs/78_commands.ipynb #f6ac24e8
 def _demo(splits, steps, seeds, out, ipc, *args, **options):
     from rdd_nb.compare import as_methods, compare
     from rdd_nb.methods import as_method
     from rdd_nb.report import write_report
     share = (splits.train.group == 1).float().mean()
-    print(f'digits: {len(splits.train)} training images; in each class {share:.0%} of them are inverted and transposed, '
-          f'and no method is told which.\n{len(DEMO)} methods x {len(seeds)} seeds, {ipc} images per class:')
+    print(f'digits: {len(splits.train)} training images; in each class {share:.0%} of them are inverted and transposed; '
+          f'no method is told which.\n{len(DEMO)} methods x {len(seeds)} seeds, {ipc} images per class:')
     changes = {} if steps is None else dict(steps=steps)
     methods = {k: as_method(m, **changes) if m and m.objective else m for k, m in as_methods(DEMO).items()}
     found = compare(splits, methods, seeds, out, ipc, *args, **options)
@@ -235,7 +244,7 @@ def _demo(splits, steps, seeds, out, ipc, *args, **options):
     print(f'\nLook at it: {write_report(out, data=splits.train)}')
     return found
 
-# %% ../nbs/78_commands.ipynb #82437a5a
+# %% ../nbs/78_commands.ipynb #970ddbc2
 def _table(found):
     groups = list(found['rows'][0]['group_accuracy'])
     print(f'\n{"method":14}' + ''.join(f'{g:>10}' for g in groups) + f'{"worst class and group":>24}')
@@ -243,7 +252,7 @@ def _table(found):
         shown = ''.join(f'{s["group_accuracy"][g]["mean"]:10.3f}' for g in groups)
         print(f'{s["method"]:14}{shown}{s["worst_class_group_accuracy"]["mean"]:24.3f}')
 
-# %% ../nbs/78_commands.ipynb #5914f36d
+# %% ../nbs/78_commands.ipynb #bc007b61
 @delegates(_data)
 def sweep(
     grid: str, # a TOML file with [grid] and what else is to be set; see the notebook sweep
@@ -258,20 +267,20 @@ def sweep(
     **kwargs,
 ):
     "Run a grid of methods, risks, places and seeds from a TOML file."
-    from rdd_nb.sweep import check_plan, read_grid
-    out, _ = _folder(out, Path(grid).with_suffix('').name + '-sweep'), use_parts(parts)
-    todo = read_grid(grid)
-    splits, source = _data(**dict(name='digits') | todo.data | {k: v for k, v in kwargs.items() if v})
+    use_parts(parts)
+    out = _folder(out, Path(grid).with_suffix('').name + '-sweep')
+    return _sweep(grid, out, dry_run, kwargs, device, jobs, resume=resume, trust=trust, command=command)
+
+# %% ../nbs/78_commands.ipynb #9fc5650f
+def _sweep(grid, out, dry_run, where, device, jobs, **options):
+    from rdd_nb.report import frame, read_comparison
+    from rdd_nb.sweep import check_plan, read_grid, sweep
+    todo, where = read_grid(grid), {k: v for k, v in where.items() if v is not None and v is not False}
+    splits, source = _data(**dict(name='digits') | todo.data | where)
     check_plan(todo, splits, source, device, jobs)
     print(todo)
-    options = dict(jobs=jobs, resume=resume, trust=trust, source=source, command=command)
-    return todo if dry_run else _sweep(todo, out, splits, device, **options)
-
-# %% ../nbs/78_commands.ipynb #f5d6644c
-def _sweep(todo, out, splits, device, **options):
-    from rdd_nb.report import frame, read_comparison
-    from rdd_nb.sweep import sweep
-    found = sweep(todo, out, device, splits=splits, **options)
+    if dry_run: return todo
+    found = sweep(todo, out, device, jobs, splits=splits, source=source, **options)
     table = frame(read_comparison(out)).drop(columns=['images', 'peak MB', 'steps', 'bytes'], errors='ignore')
     print(f'\n{table.to_string(float_format="{:.3f}".format, na_rep="")}\n\nLook at it: {out/"report.html"}')
     if failed := found.get('failed'):
@@ -279,7 +288,7 @@ def _sweep(todo, out, splits, device, **options):
                          f'the same command with --resume tries them again')
     return found
 
-# %% ../nbs/78_commands.ipynb #68fa21be
+# %% ../nbs/78_commands.ipynb #9ae640e9
 def methods():
     "List the named methods and their settings."
     from rdd_nb.methods import METHODS, Method
@@ -287,7 +296,7 @@ def methods():
     for name, m in METHODS.items():
         print(f'{name:15}' + ', '.join(f'{k}={v}' for k, v in m.describe().items() if v != plain[k]))
 
-# %% ../nbs/78_commands.ipynb #975898ec
+# %% ../nbs/78_commands.ipynb #10327cab
 def merge(
     table: list, # CSV files whose first line holds the names of the columns
     *,
@@ -308,7 +317,7 @@ def merge(
     from rdd_nb.merge import do_merge
     return do_merge(asked)
 
-# %% ../nbs/78_commands.ipynb #24308823
+# %% ../nbs/78_commands.ipynb #9f69d2eb
 def pinn(
     *,
     out: str, # folder for the result; must not exist yet

@@ -135,7 +135,7 @@ def _round(waiting, found, bar, jobs, splits, runs, device, shared):
         lost = [i for i in waiting if _begun(runs[i]).exists()] or waiting
         found |= {i: _failure(runs[i], LOST, LOST) for i in lost}
 
-# %% ../nbs/62_compare.ipynb #41360c98
+# %% ../nbs/62_compare.ipynb #c6115358
 def check_all(splits, methods, ipcs, training, networks, on, jobs=None):
     "Raise `ValueError` in one line for settings of a comparison that cannot work on these data."
     if jobs is not None: whole('jobs', jobs)
@@ -145,7 +145,7 @@ def check_all(splits, methods, ipcs, training, networks, on, jobs=None):
     few = [t[:2].cpu() for t in (splits.train.x, splits.train.y)]
     train(*few, splits.train.n_classes, dataclasses.replace(training, epochs=1), device='cpu')
     for m in filter(None, methods):
-        for i in ipcs: check_inputs(splits.train, m, i)
+        for i in ipcs: check_inputs(splits.train, m, whole('ipc', i, 1, 10**6))
 
 def digits_of(value):
     "Six digits that tell values apart."
