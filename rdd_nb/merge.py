@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDEST', 'SOFT', 'RANGES', 'BLOCK', 'LOOK', 'union_schema', 'SiteTasks', 'fixed_labels', 'first_rows', 'observed',
-           'as_observed', 'ensemble_labels', 'MergeTables']
+           'as_observed', 'MergeTables']
 
 # %% ../nbs/70_merge.ipynb #489a5f5f
 import math, warnings
@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/70_merge.ipynb #04f8f8c3
-from scipy.special import expit
 from sklearn.base import BaseEstimator, clone
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
@@ -23,25 +22,41 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 # %% ../nbs/70_merge.ipynb #542a01ba
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from .core import generator, pick_device
-from .learners import Shifted, default_models, kernel_scores, logistic, rate_offset, site_shift
+from .learners import (Shifted, default_models, ensemble_labels, kernel_scores, logistic, rate_offset,
+                             site_shift)
 from .risk import Risk
-from .tables import Schema, TableCodec, as_tables, ask, column_of, columns_of, doubt, kind_of, read_order, same_name, target_of
+from .tables import (Schema, TableCodec, as_tables, ask, column_of, columns_of, doubt, kind_of, read_order,
+                           same_name, target_of)
 
 # %% ../nbs/70_merge.ipynb #4d063f7a
+def _two_classes(t, target, name):
+    "The two classes of one table."
+    where = f'table {name!r}, column {target!r}'
+    if target not in t:
+        raise ValueError(f'table {name!r}: has no target column {target!r}; it has '
+                         f'{", ".join(map(repr, t.columns[:12]))}'[:300])
+    c, holes = target_of(target, t[target], where=f'table {name!r}, '), t[target].isna().sum()
+    if c.kind == 'number':
+        raise ValueError(f'{where}: {t[target].nunique()} different numbers are a regression target; merge needs '
+                         'two classes, e.g. below and above a threshold')
+    some = ', '.join(map(repr, c.levels or ())) or 'all missing'
+    if len(c.levels or ()) < 2: raise ValueError(f'{where}: has one class only ({some}), expected two')
+    if holes: warnings.warn(f'{where}: {holes} rows without a target are left out')
+    return c.levels
+
+# %% ../nbs/70_merge.ipynb #c98e0bc2
 def _classes(tables, target):
-    "The classes of the target, the same two in every table."
-    seen = {}
-    for name, t in tables.items():
-        if target not in t: raise ValueError(f'table {name!r}: has no target column {target!r}; it has {", ".join(map(repr, t.columns[:12]))}'[:300])
-        c, holes, where = target_of(target, t[target], where=f'table {name!r}, '), t[target].isna().sum(), f'table {name!r}, column {target!r}'
-        if c.kind == 'number': raise ValueError(f'{where}: {t[target].nunique()} different numbers are a regression target; merge needs two classes, e.g. below and above a threshold')
-        if len(c.levels or ()) < 2: raise ValueError(f'{where}: has one class only ({", ".join(map(repr, c.levels or ())) or "all missing"}), expected two')
-        if holes: warnings.warn(f'{where}: {holes} rows without a target are left out')
-        seen[name], first = c.levels, next(iter(seen), name)
-        if c.levels != seen[first]: raise ValueError(f'column {target!r}: table {name!r} has the values {c.levels[:6]} and table {first!r} has {seen[first][:6]}, expected the same two')
-        if len(c.levels) > 2: raise ValueError(f'{where}: has {len(c.levels)} different values, expected two classes')
+    "Raise unless the target has the same two classes in every table."
+    seen = {name: _two_classes(t, target, name) for name, t in tables.items()}
+    first = next(iter(seen))
+    for name, levels in seen.items():
+        if levels != seen[first]:
+            raise ValueError(f'column {target!r}: table {name!r} has the values {levels[:6]} and table {first!r} '
+                             f'has {seen[first][:6]}, expected the same two')
+    if len(seen[first]) > 2:
+        raise ValueError(f'table {first!r}, column {target!r}: has {len(seen[first])} different values, expected two')
 
 # %% ../nbs/70_merge.ipynb #46731ae7
 def _suspicious(tables, target, accept):
@@ -53,40 +68,55 @@ def _suspicious(tables, target, accept):
         if name in accept: continue
         others = {c for k, v in tables.items() if k != name for c in v if v[c].notna().any()} - {target}
         if len(tables) > 1 and not others & {c for c in t if t[c].notna().any()}:
-            raise ValueError(f'{where}: shares no column with the other tables, so nothing links it to them; --accept {name!r} takes it all the same')
+            raise ValueError(f'{where}: shares no column with the other tables, so nothing links it to them; --accept '
+                             f'{name!r} takes it all the same')
         if len(t) < 10 or rare < 3:
-            raise ValueError(f'{where}: {len(t)} rows, {rare} of the rarer class, are too few for a site; leave it out, or --accept {name!r}')
+            raise ValueError(f'{where}: {len(t)} rows, {rare} of the rarer class, are too few for a site; leave it '
+                             f'out, or --accept {name!r}')
     for names in alike.values():
         if len(names) > 1 and not accept & {*names}:
             (a, s), (b, t) = list(names.items())[:2]
-            raise ValueError(f'columns {a!r} of table {s!r} and {b!r} of table {t!r}: the same? Give them one name; --accept {b!r} keeps both')
+            raise ValueError(f'columns {a!r} of table {s!r} and {b!r} of table {t!r}: the same? Give them one name; '
+                             f'--accept {b!r} keeps both')
 
+# %% ../nbs/70_merge.ipynb #ac449852
 def _units(name, full):
     "Raise where the values of two tables are of different size and do not overlap."
     v = {t: np.percentile(x.astype(float), [10, 50, 90]) for t, x in full.items() if len(x) >= 5}
     for a in v:
         for b in v:
             if v[a][2] < v[b][0] and v[a][1] > 0 and v[b][1] >= 3 * v[a][1]:
-                raise ValueError(ask(f'column {name!r}', f'the median is {v[a][1]:g} in table {a!r} and {v[b][1]:g} in table {b!r}: the same unit?', name))
+                raise ValueError(ask(f'column {name!r}',
+                                     f'the median is {v[a][1]:g} in table {a!r} and {v[b][1]:g} in table {b!r}: the '
+                                     'same unit?', name))
 
 # %% ../nbs/70_merge.ipynb #2cd1295c
+def _compared(name, t, first, full, accept):
+    "Raise where the values of table `t` do not fit those of table `first` or are in doubt; warn of what is only odd."
+    v, w = full[t], full[first]
+    a, b = (first, t) if kind_of(w) == 'numbers' else (t, first)
+    if kind_of(v) != kind_of(w):
+        raise ValueError(f'column {name!r}: {kind_of(full[a])} in table {a!r} and {kind_of(full[b])} such as '
+                         f'{str(full[b].iloc[0])[:40]!r} in table {b!r}; make them alike')
+    if name not in accept and (text := doubt(name, v)):
+        raise ValueError(ask(f'table {t!r}, column {name!r}', text, name))
+    if v.nunique() == 1:
+        warnings.warn(f'table {t!r}, column {name!r}: is constant ({v.iloc[0]}) and can teach nothing there')
+    if kind_of(v) == 'text' and not {*v} & {*w}:
+        here, there = (', '.join(map(repr, x.unique()[:4].tolist())) for x in (v, w))
+        warnings.warn(f'column {name!r}: {here} in table {t!r} and {there} in table {first!r}; are the codes the same?')
+
+# %% ../nbs/70_merge.ipynb #99c289d8
 def _united(name, parts, kind, accept):
-    "The `Column` of one name from `parts`, table -> values; raises for clashes and questions, warns of what is only odd."
+    "The `Column` of one name from `parts`, table -> values; raises for clashes and questions."
     full = {t: v.dropna().infer_objects() for t, v in parts.items()}
     for t in [t for t, v in full.items() if not len(v)]:
         warnings.warn(f'table {t!r}, column {name!r}: has no value and is treated as if the table did not have it')
         full.pop(t)
     if not full: return None
-    found, first = {t: kind_of(v) for t, v in full.items()}, next(iter(full))
-    for t, v in full.items():
-        a, b = (first, t) if found[first] == 'numbers' else (t, first)
-        if found[t] != found[first]: raise ValueError(f'column {name!r}: {found[a]} in table {a!r} and {found[b]} such as {str(full[b].iloc[0])[:40]!r} in table {b!r}; make them alike')
-        if name not in accept and (text := doubt(name, v)): raise ValueError(ask(f'table {t!r}, column {name!r}', text, name))
-        if v.nunique() == 1: warnings.warn(f'table {t!r}, column {name!r}: is constant ({v.iloc[0]}) and can teach nothing there')
-        if found[t] == 'text' and not {*v} & {*full[first]}:
-            some = [', '.join(map(repr, full[k].unique()[:4].tolist())) for k in (t, first)]
-            warnings.warn(f'column {name!r}: {some[0]} in table {t!r} and {some[1]} in table {first!r}; are the codes the same?')
-    if found[first] == 'numbers' and name not in accept and not kind: _units(name, full)
+    first = next(iter(full))
+    for t in full: _compared(name, t, first, full, accept)
+    if kind_of(full[first]) == 'numbers' and name not in accept and not kind: _units(name, full)
     try: return column_of(name, pd.concat(full.values(), ignore_index=True), kind)
     except ValueError:
         for t, v in full.items(): column_of(name, v, kind, f'table {t!r}, ')
@@ -95,6 +125,19 @@ def _united(name, parts, kind, accept):
 # %% ../nbs/70_merge.ipynb #18ba7d41
 WIDEST = 1000 # columns; the time grows with the cube of their number
 
+# %% ../nbs/70_merge.ipynb #b94f3649
+def _names(tables, target, kinds, accept):
+    "Names of all columns beside the target, those without any value last."
+    names = list(dict.fromkeys(c for full in (True, False) for t in tables.values() for c in t
+                               if c != target and t[c].notna().any() == full))
+    if unknown := sorted((kinds - {*names}) | (accept - {*names, *tables})):
+        raise ValueError(f'kinds, accept: no table has a column {unknown[0]!r}')
+    if len(names) > WIDEST:
+        raise ValueError(f'tables: have {len(names)} columns, expected at most {WIDEST}; keep those that matter')
+    if not names: raise ValueError(f'tables: have no column beside the target {target!r}')
+    return names
+
+# %% ../nbs/70_merge.ipynb #6ebef7f6
 def union_schema(
     tables,        # dict of DataFrames
     target,        # name of the target column
@@ -104,23 +147,19 @@ def union_schema(
     accept=(),     # columns and tables that are taken as they are
 ) -> Schema:
     "The columns of the union and the target. Raises `ValueError` with table and column, warns of what is only odd."
-    accept = {*accept}
     _classes(tables, target)
     tables = {k: t[t[target].notna()] for k, t in tables.items()}
-    names = list(dict.fromkeys(c for t in tables.values() for c in t if c != target and t[c].notna().any()))
-    names = list(dict.fromkeys([*names, *(c for t in tables.values() for c in t if c != target)]))
-    if unknown := sorted(({*kinds} - {*names}) | (accept - {*names, *tables})): raise ValueError(f'kinds, accept: no table has a column {unknown[0]!r}')
-    if len(names) > WIDEST: raise ValueError(f'tables: have {len(names)} columns, expected at most {WIDEST}; keep those that matter')
-    if not names: raise ValueError(f'tables: have no column beside the target {target!r}')
-    _suspicious(tables, target, accept)
+    names = _names(tables, target, {*kinds}, {*accept})
+    _suspicious(tables, target, {*accept})
     columns = {c: _united(c, {k: t[c] for k, t in tables.items() if c in t}, kinds.get(c), accept) for c in names}
     columns = {c: v for c, v in columns.items() if v}
     if not columns: raise ValueError(f'tables: have no column with values beside the target {target!r}')
-    return Schema(target_of(target, pd.concat([t[target] for t in tables.values()]), positive), columns, read_order(order, columns, tables))
+    answer = target_of(target, pd.concat([t[target] for t in tables.values()]), positive)
+    return Schema(answer, columns, read_order(order, columns, tables))
 
 # %% ../nbs/70_merge.ipynb #511aaa4a
 class SiteTasks:
-    "What a synthetic table is measured by: at every site, the loss of models learned from the table's columns that the site shows."
+    "What a synthetic table is measured by: at every site, the loss of models learned from the columns that it shows."
     def __init__(self,
         x,          # (n, d) encoded real rows, NaN in the holes
         y,          # (n,) labels 0 or 1
@@ -130,22 +169,30 @@ class SiteTasks:
         borrow=.5,  # weight of the other sites' rows in a site's task
         dtype=torch.float32, device='cpu'):
         as_float = lambda a: torch.as_tensor(a, device=device).to(dtype)
-        self.x, self.seen, self.y, self.labels = as_float(np.nan_to_num(x)), as_float(~np.isnan(x)), as_float(y), as_float(labels)
-        self.site, shown = torch.as_tensor(site, device=device), as_float(shown)
-        self.member = (self.site == torch.arange(len(shown), device=device)[:, None]).to(dtype)      # (sites, n)
-        self.own = self.member / self.member.sum(1, keepdim=True)
-        other = (1 - self.member) * (shown @ self.seen.T)
-        other = other / other.sum(1, keepdim=True).clamp(min=1e-9)
-        share = borrow * other.sum(1, keepdim=True)          # nothing to borrow where no other site has a column of the site
-        self.weights = torch.cat([(1 - share) * self.own + share * other, self.own.mean(0, keepdim=True)])
-        self.shown = torch.cat([shown, torch.ones_like(shown[:1])])
-        rate = self.own @ self.y
-        self.entropy = -(torch.special.xlogy(rate, rate) + torch.special.xlogy(1 - rate, 1 - rate))
+        self.x, self.seen = as_float(np.nan_to_num(x)), as_float(~np.isnan(x))
+        self.y, self.labels, self.site = as_float(y), as_float(labels), torch.as_tensor(site, device=device)
+        self._weigh(as_float(shown), borrow)
 
-# %% ../nbs/70_merge.ipynb #a70ba3d3
+# %% ../nbs/70_merge.ipynb #0f0b400b
+@patch
+def _weigh(self: SiteTasks, shown, borrow):
+    "Weights of the real rows in every task, own ones and borrowed ones, and the entropy of every site's rate."
+    sites = torch.arange(len(shown), device=shown.device)
+    self.member = (self.site == sites[:, None]).to(shown)                # (sites, n)
+    self.own = self.member / self.member.sum(1, keepdim=True)
+    other = (1 - self.member) * (shown @ self.seen.T)
+    other = other / other.sum(1, keepdim=True).clamp(min=1e-9)
+    # 0 where no other site has a column of the site
+    share = borrow * other.sum(1, keepdim=True)
+    self.weights = torch.cat([(1 - share) * self.own + share * other, self.own.mean(0, keepdim=True)])
+    self.shown = torch.cat([shown, torch.ones_like(shown[:1])])
+    rate = self.own @ self.y
+    self.entropy = -(torch.special.xlogy(rate, rate) + torch.special.xlogy(1 - rate, 1 - rate))
+
+# %% ../nbs/70_merge.ipynb #31534322
 @patch
 def scores(self: SiteTasks, z, pick=slice(None), rows=slice(None), start=None, keep=1.):
-    "Log odds of both learners for every task and real row, learned from the synthetic rows `z` with labels `pick`; and the coefficients."
+    "Log odds of both learners for every task and real row, learned from rows `z` with labels `pick`; the coefficients."
     mean, spread = z.mean(0), (z.var(0, correction=0) + 1e-6).sqrt()
     shown, labels = self.shown * keep, self.labels[pick]     # `keep` (sites + 1, d) hides further coordinates
     zs = (z - mean) / spread * shown[:, None]
@@ -156,7 +203,7 @@ def scores(self: SiteTasks, z, pick=slice(None), rows=slice(None), start=None, k
 
 @patch
 def losses(self: SiteTasks, z, pick=slice(None), rows=slice(None), start=None, keep=1.):
-    "Loss of every site on its own rows (sites,); of every task with borrowed rows, the union last (sites + 1,); the coefficients."
+    "Losses of the sites on their own rows; of all tasks with borrowed rows, the union last; the coefficients."
     *scores, theta = self.scores(z, pick, rows, start, keep)
     y, member, own, w = self.y[rows], self.member[:, rows], self.own[:, rows], self.weights[:, rows]
     shifted = [f + site_shift(f, y, member, w) @ member for f in scores]
@@ -169,24 +216,27 @@ SOFT = .5 # added to squared distances, in squared standard deviations
 # %% ../nbs/70_merge.ipynb #58a6e5af
 def _apart(a, b, seen):
     "Softened distances (n, m) between rows `a`, zero where `seen` is, and rows `b`; mean square over what is seen."
-    d = ((a ** 2).sum(1, keepdim=True) - 2 * a @ b.T + seen @ (b ** 2).T).clamp(min=0) / seen.sum(1, keepdim=True).clamp(min=1)
+    d = ((a ** 2).sum(1, keepdim=True) - 2 * a @ b.T + seen @ (b ** 2).T).clamp(min=0)
+    d = d / seen.sum(1, keepdim=True).clamp(min=1)
     return (d + SOFT).sqrt()
 
 @patch
 def realism(self: SiteTasks, z, pick=slice(None), rows=slice(None)):
-    "Energy distances between synthetic and real rows of the same class, on what each site shows, averaged over sites and classes."
+    "Energy distances of synthetic and real rows of a class, on what a site shows, averaged over sites and classes."
     found = []
     for s, show in enumerate(self.shown[:-1]):
         for c in (0, 1):
             mine = (self.site[rows] == s) & (self.y[rows] == c)
             zc, seen = z[self.labels[pick] == c] * show, self.seen[rows][mine] * show
             if not len(seen) or not len(zc): continue
-            found.append(2 * _apart(self.x[rows][mine] * seen, zc, seen).mean() - _apart(zc, zc, show.expand(len(zc), -1)).mean())
+            found.append(2 * _apart(self.x[rows][mine] * seen, zc, seen).mean() - _apart(zc, zc, show.expand(len(zc),
+                -1)).mean())
     return torch.stack(found).mean()
 
+# %% ../nbs/70_merge.ipynb #5345f381
 @patch
 def objective(self: SiteTasks, z, risk, realism=1., pick=slice(None), rows=slice(None), start=None, keep=1.):
-    "Losses of the sites' tasks in the weights that the risk gives to their own rows, the union's loss and realism; the losses; the coefficients."
+    "The tasks' losses in the weights that the risk gives to own rows, plus realism; the own losses; the coefficients."
     own, mixed, theta = self.losses(z, pick, rows, start, keep)
     q = risk.weights((own - self.entropy).detach()).to(mixed)
     return q @ (mixed[:-1] - self.entropy) + mixed[-1] + realism * self.realism(z, pick, rows), own, theta
@@ -201,6 +251,7 @@ def fixed_labels(
     ones = min(max(round(rows * float(np.mean(rates))), least), rows - least)
     return (np.arange(rows) < ones).astype(int)
 
+# %% ../nbs/70_merge.ipynb #92c2be97
 def first_rows(
     x,      # (n, d) encoded real rows, NaN in the holes
     y,      # (n,) labels
@@ -216,10 +267,11 @@ def first_rows(
         d = (v - mean).nan_to_num(0)
         value, vector = torch.linalg.eigh(d.T @ d / (seen.T @ seen + 5))
         mine = torch.as_tensor(labels == c)
-        z[mine] = mean + torch.randn(int(mine.sum()), len(value), generator=draw, dtype=torch.float64) @ (vector * value.clamp(min=.01).sqrt()).T
+        z[mine] = mean + torch.randn(int(mine.sum()), len(value), generator=draw,
+                                     dtype=torch.float64) @ (vector * value.clamp(min=.01).sqrt()).T
     return z
 
-# %% ../nbs/70_merge.ipynb #93372433
+# %% ../nbs/70_merge.ipynb #159b73ab
 def observed(
     x,     # (n, d) encoded real rows, NaN in the holes
     y,     # (n,) labels
@@ -234,8 +286,9 @@ def observed(
         if min(map(len, v)) and np.unique(both, return_counts=True)[1].max() >= spike * len(both): found[i] = v
     return found
 
+# %% ../nbs/70_merge.ipynb #493f7c02
 def as_observed(z, labels, values) -> np.ndarray:
-    "The rows `z` with the coordinates of `values` replaced, class by class and rank by rank, by the observed quantiles."
+    "The rows `z` with the coordinates of `values` replaced, class by class and in their order, by observed quantiles."
     z = np.array(z, dtype=float)
     for i, by_class in values.items():
         for c, v in enumerate(by_class):
@@ -243,27 +296,6 @@ def as_observed(z, labels, values) -> np.ndarray:
             rank = z[mine, i].argsort(kind='stable').argsort()
             z[mine, i] = v[((rank + .5) / max(len(mine), 1) * len(v)).astype(int)]
     return z
-
-# %% ../nbs/70_merge.ipynb #34f3ee38
-def ensemble_labels(
-    x, y,   # (n, d) encoded real rows, NaN in the holes, and (n,) labels
-    site,   # (n,) number of the site
-    shown,  # (sites, d) bool, the coordinates that a site shows
-    z,      # (m, d) encoded synthetic rows
-    rate,   # share of positives to aim at
-    seed=0,
-) -> np.ndarray: # (m,) 0 or 1
-    "Labels drawn with the probability that models of all sites give to each row."
-    f = np.zeros(len(z))
-    for s, on in enumerate(shown):
-        use = (~np.isnan(x[:, on])).mean(1) >= .5
-        v, w = x[use][:, on], np.where(site[use] == s, 1., .5)
-        for name, a in ('boosting', v), ('logistic', np.nan_to_num(v)):
-            f += default_models()[name].fit(a, y[use], sample_weight=w).decision_function(z[:, on]) / 2 / len(shown)
-    p = expit(f + rate_offset(expit(f), rate))
-    labels = (np.random.default_rng(seed).uniform(size=len(p)) < p).astype(int)
-    labels[[p.argmin(), p.argmax()]] = 0, 1
-    return labels
 
 # %% ../nbs/70_merge.ipynb #8edbba7e
 class _Latent:
@@ -289,30 +321,26 @@ class _Latent:
 
 # %% ../nbs/70_merge.ipynb #7f2d056c
 class MergeTables(BaseEstimator):
-    """Distil tables with intersecting columns into one synthetic table over their union.
-
-    `fit(tables, target)` makes `synthetic_`, a DataFrame; `model(estimator, table)` trains on what a table shows, with the site's intercept.
-    Not for clinical use. Raises `ValueError` for tables and settings that do not fit, see `union_schema`."""
+    "Distil tables with intersecting columns into one synthetic table over their union. Not for clinical use."
     def __init__(self,
         rows=100,              # rows of the synthetic table, fewer or more than there are real ones
-        risk='cvar(tail=0.5)', # over the sites' losses: a measure of `rdd_nb.risk` or its text; 'mean' treats all sites alike
+        risk='cvar(tail=0.5)', # over the sites' losses: a measure of `rdd_nb.risk` or its text; 'mean' treats all alike
         borrow=.5,             # weight of the other sites' patients in a site's task, in [0, 1)
         realism=1.,            # weight of the energy distance to the real rows
         steps=200, lr=.05,     # of Adam, on standardised columns; in each, at most 256 rows are moved
         hide=.15,              # probability that a site's task goes without a column, drawn anew in every step
         harden=.6,             # share of the steps after which rows are such as a table can hold
-        choose=8,              # tables of the last part of the way that boosting is tried on, the best is taken; 0: the last table
+        choose=8,              # late tables that boosting is tried on, the best is taken; 0: the last table
         batch=4096,            # real rows looked at per step
         present=.5,            # a site has a column if this share of it is filled
-        labels='rates',        # of the rows: in the sites' mean proportion ('rates'), or as an ensemble of the sites' models says ('ensemble')
+        labels='rates',        # in the sites' mean proportion, or as an 'ensemble' of the sites' models says
         positive=None, kinds={}, order=(), accept=(), # see `union_schema`
         seed=0, device='cpu', progress=True):
-        self.rows, self.risk, self.borrow, self.realism, self.steps, self.lr, self.hide = rows, risk, borrow, realism, steps, lr, hide
-        self.harden, self.choose, self.batch, self.present, self.labels, self.positive, self.kinds = harden, choose, batch, present, labels, positive, kinds
-        self.order, self.accept, self.seed, self.device, self.progress = order, accept, seed, device, progress
+        store_attr()
 
-# %% ../nbs/70_merge.ipynb #1a795dbf
-RANGES = dict(rows=(2, 100_000), steps=(0, 10**9), batch=(8, 10**9), choose=(0, 10**4), borrow=(0, .999), hide=(0, .999), realism=(0, 1e9),
+# %% ../nbs/70_merge.ipynb #f188ebb0
+RANGES = dict(rows=(2, 100_000), steps=(0, 10**9), batch=(8, 10**9), choose=(0, 10**4), borrow=(0, .999),
+              hide=(0, .999), realism=(0, 1e9),
               lr=(1e-9, 1e3), harden=(0, 1), present=(1e-9, 1))
 
 @patch
@@ -320,11 +348,16 @@ def _settings(self: MergeTables):
     "The risk measure, after all numbers have been checked."
     for name, (low, high) in RANGES.items():
         v, whole = getattr(self, name), isinstance(high, int) and high > 1
-        if isinstance(v, bool) or not isinstance(v, (int, np.integer) if whole else (int, float, np.number)) or not low <= v <= high:
-            raise ValueError(f'{name}: got {v!r}, expected {"a whole number" if whole else "a number"} from {low:g} to {high:g}')
-    if self.labels not in ('rates', 'ensemble'): raise ValueError(f"labels: got {self.labels!r}, expected 'rates' or 'ensemble'")
+        if isinstance(v, bool) or not isinstance(v, (int, np.integer) if whole else (int, float,
+            np.number)) or not low <= v <= high:
+            raise ValueError(f'{name}: got {v!r}, expected {"a whole number" if whole else "a number"} from {low:g} '
+                             f'to {high:g}')
+    if self.labels not in ('rates', 'ensemble'):
+        raise ValueError(f"labels: got {self.labels!r}, expected 'rates' or 'ensemble'")
     risk = Risk.read(self.risk)
-    if risk.needs_groups: raise ValueError(f"risk: {self.risk!r} needs groups, expected a measure of the sites' losses such as cvar(tail=0.5)")
+    if risk.needs_groups:
+        raise ValueError(f"risk: {self.risk!r} needs groups, expected a measure of the sites' losses such as "
+                         "cvar(tail=0.5)")
     return risk
 
 # %% ../nbs/70_merge.ipynb #27990968
@@ -334,19 +367,30 @@ def fit(self: MergeTables, X, y):
     risk, device, tables = self._settings(), pick_device(self.device), as_tables(X)
     self.schema_ = union_schema(tables, y, self.positive, self.kinds, self.order, self.accept)
     tables = {k: t[t[y].notna()] for k, t in tables.items()}
-    self.sites_ = {k: columns_of(t, self.schema_, self.present) for k, t in tables.items()}
-    if empty := [k for k, c in self.sites_.items() if not c]: raise ValueError(f'table {empty[0]!r}: no column is filled in at least {self.present:.0%} of its rows')
-    self.codec_ = TableCodec(self.schema_).fit(pd.concat([t.drop(columns=y) for t in tables.values()], ignore_index=True))
-    x, label = (np.concatenate([f(t) for t in tables.values()]) for f in (self.codec_.transform, lambda t: self.schema_.target.numbers(t[y])))
-    site, shown = np.repeat(np.arange(len(tables)), [len(t) for t in tables.values()]), np.stack([self._coordinates(c) for c in self.sites_.values()])
+    x, label, site, shown = self._encoded(tables, y)
     self.rates_ = {k: float(label[site == s].mean()) for s, k in enumerate(tables)}
-    labels = fixed_labels(list(self.rates_.values()), self.rows)
-    n = len(self.codec_.numbers_)
-    first = self.codec_.snap(as_observed(first_rows(x, label, labels, self.seed).numpy(), labels, observed(x, label, n, 0)))
+    labels, n = fixed_labels(list(self.rates_.values()), self.rows), len(self.codec_.numbers_)
+    first = as_observed(first_rows(x, label, labels, self.seed).numpy(), labels, observed(x, label, n, 0))
+    first = self.codec_.snap(first)
     if self.labels == 'ensemble': labels = ensemble_labels(x, label, site, shown, first, labels.mean(), self.seed)
     tasks = SiteTasks(x, label, site, shown, labels, self.borrow, device=device)
-    self._distil(tasks, _Latent(self.codec_, torch.as_tensor(first), labels, observed(x, label, n), torch.float32, device), risk)
+    latent = _Latent(self.codec_, torch.as_tensor(first), labels, observed(x, label, n), torch.float32, device)
+    self._distil(tasks, latent, risk)
     return self
+
+# %% ../nbs/70_merge.ipynb #8cacab60
+@patch
+def _encoded(self: MergeTables, tables, target):
+    "Encoded rows, labels, number of the site of each row, and the coordinates that each site shows."
+    self.sites_ = {k: columns_of(t, self.schema_, self.present) for k, t in tables.items()}
+    if empty := [k for k, c in self.sites_.items() if not c]:
+        raise ValueError(f'table {empty[0]!r}: no column is filled in at least {self.present:.0%} of its rows')
+    pool = pd.concat([t.drop(columns=target) for t in tables.values()], ignore_index=True)
+    self.codec_ = TableCodec(self.schema_).fit(pool)
+    x = np.concatenate([self.codec_.transform(t) for t in tables.values()])
+    y = np.concatenate([self.schema_.target.numbers(t[target]) for t in tables.values()])
+    site = np.repeat(np.arange(len(tables)), [len(t) for t in tables.values()])
+    return x, y, site, np.stack([self._coordinates(c) for c in self.sites_.values()])
 
 @patch
 def _coordinates(self: MergeTables, columns):
@@ -360,8 +404,10 @@ def _some(labels, count, draw):
     "Positions of about `count` rows with the same share of positives, in random order."
     if len(labels) <= count: return slice(None)
     parts = [np.flatnonzero(labels == c) for c in (0, 1)]
-    return np.concatenate([p[torch.randperm(len(p), generator=draw).numpy()[:max(1, round(count * len(p) / len(labels)))]] for p in parts])
+    return np.concatenate([p[torch.randperm(len(p), generator=draw).numpy()[:max(1,
+        round(count * len(p) / len(labels)))]] for p in parts])
 
+# %% ../nbs/70_merge.ipynb #c7ef6282
 @patch
 def _distil(self: MergeTables, tasks, latent, risk):
     "Optimise the rows and write the best table down."
@@ -373,8 +419,10 @@ def _distil(self: MergeTables, tasks, latent, risk):
         for group in opt.param_groups: group['lr'] = self.lr * math.sqrt(1 - (step - 1) / steps)
         rows = torch.randperm(n, generator=draw)[:self.batch].to(tasks.y.device) if n > self.batch else slice(None)
         pick = _some(latent.labels, BLOCK, draw)
-        keep = (torch.rand(len(tasks.shown), len(self.codec_.widths_), generator=draw) >= self.hide)[:, owner].to(tasks.shown)
-        value, losses, theta = tasks.objective(latent.rows(step > self.harden * steps, pick), risk, self.realism, pick, rows, theta, keep)
+        keep = (torch.rand(len(tasks.shown), len(self.codec_.widths_), generator=draw) >= self.hide)[:,
+            owner].to(tasks.shown)
+        z = latent.rows(step > self.harden * steps, pick)
+        value, losses, theta = tasks.objective(z, risk, self.realism, pick, rows, theta, keep)
         opt.zero_grad(); value.backward(); opt.step(); latent.clamp()
         self.history_.append([value.item(), *losses.tolist()])
         if step in asked: found.append(self._written(tasks, latent, risk))
@@ -391,6 +439,7 @@ def _written(self: MergeTables, tasks, latent, risk):
         if self.choose: value += risk(_trees(tasks, z).to(tasks.entropy) - tasks.entropy).item()
     return value, z, pick
 
+# %% ../nbs/70_merge.ipynb #4b298217
 def _trees(tasks, z):
     "Every site's loss on its own rows of boosted trees trained on the rows `z`, on what the site shows."
     z, labels, found = z.cpu().numpy(), tasks.labels.cpu().numpy(), []
@@ -403,7 +452,7 @@ def _trees(tasks, z):
         found.append((F.softplus(f) - y * f).mean())
     return torch.stack(found)
 
-# %% ../nbs/70_merge.ipynb #e6e57e0a
+# %% ../nbs/70_merge.ipynb #fa0623bc
 @patch
 def _keep(self: MergeTables, tasks, risk, z, pick):
     "Set `synthetic_` and what is known of every site."
@@ -412,24 +461,28 @@ def _keep(self: MergeTables, tasks, risk, z, pick):
         linear = tasks.scores(z[pick], pick)[0]
         shift = site_shift(linear, tasks.y, tasks.member)[:-1].diagonal()
         numbers = own, tasks.entropy, risk.weights(own - tasks.entropy), shift
-    self.site_losses_, self.base_losses_, self.site_weights_, self.offsets_ = (dict(zip(self.sites_, v.tolist())) for v in numbers)
+    self.site_losses_, self.base_losses_, self.site_weights_, self.offsets_ = (dict(zip(self.sites_, v.tolist()))
+        for v in numbers)
     for k, loss in self.site_losses_.items():
-        if loss > self.base_losses_[k]: warnings.warn(f'table {k!r}: models learned from the merged table do worse there (log loss {loss:.3f}) than its base rate ({self.base_losses_[k]:.3f})')
+        if loss > self.base_losses_[k]:
+            warnings.warn(f'table {k!r}: models learned from the merged table do worse there (log loss {loss:.3f}) '
+                          f'than its base rate ({self.base_losses_[k]:.3f})')
     frame, target = self.codec_.inverse_transform(z.cpu().numpy()), self.schema_.target
     frame[target.name] = target.typed(tasks.labels.cpu().numpy())
     order = torch.randperm(len(frame), generator=generator(self.seed, 'merge', 'order')).numpy()
     self.synthetic_ = frame.iloc[order].reset_index(drop=True)
 
-# %% ../nbs/70_merge.ipynb #8ec8bad4
+# %% ../nbs/70_merge.ipynb #813610db
 @patch
 def pipeline(self: MergeTables, estimator, table):
-    "An unfitted pipeline for rows like those of `table`: its columns encoded, holes filled with the mean, standardised, and `estimator`."
+    "An unfitted pipeline for rows like those of `table`: codec, means for the holes, standardisation, `estimator`."
     check_is_fitted(self, 'synthetic_')
-    return make_pipeline(TableCodec(self.schema_, columns_of(table, self.schema_, self.present)), SimpleImputer(), StandardScaler(), clone(estimator))
+    return make_pipeline(TableCodec(self.schema_, columns_of(table, self.schema_, self.present)), SimpleImputer(),
+                         StandardScaler(), clone(estimator))
 
 @patch
 def model(self: MergeTables, estimator, table, rate=None) -> Shifted:
-    "`estimator` trained on the synthetic rows for a site with the columns of `table`, its intercept set by `rate` or by the target in `table`."
+    "`estimator` trained on the synthetic rows for a site with the columns of `table`, and its intercept."
     unfitted, target = self.pipeline(estimator, table), self.schema_.target
     fitted = unfitted.fit(self.synthetic_, self.synthetic_[target.name])
     found = Shifted(fitted, positive=list(fitted.classes_).index(target.levels[1]))

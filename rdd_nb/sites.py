@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BETTER', 'IMPUTERS', 'MERGED', 'METHODS', 'TEST', 'NOTE', 'OPTIONS', 'site_metrics', 'prepare', 'site_probabilities',
-           'split_sites', 'compare_once', 'per_split', 'summarise_sites', 'paired_sites', 'verdicts', 'privacy_report',
-           'describe', 'do_merge', 'add_command']
+           'split_sites', 'compare_once', 'per_split', 'summarise_sites', 'paired_sites', 'tabulate', 'verdicts',
+           'privacy_report', 'describe', 'do_merge', 'add_command']
 
 # %% ../nbs/72_sites.ipynb #31b8d8e7
 import hashlib, json, time, warnings
@@ -51,13 +51,15 @@ BETTER = dict(auroc=1, auprc=1, brier=-1, ece=-1) # +1: large is good
 
 # %% ../nbs/72_sites.ipynb #35a2d665
 IMPUTERS = dict(mean=SimpleImputer, iterative=lambda: IterativeImputer(max_iter=10, random_state=0))
-MERGED = {'merged, mean': dict(risk='mean'), 'merged, cvar': dict(risk='cvar(tail=0.5)'), 'drawn': dict(rows=2000, labels='ensemble', steps=0, choose=0)}
+MERGED = {'merged, mean': dict(risk='mean'), 'merged, cvar': dict(risk='cvar(tail=0.5)'), 'drawn': dict(rows=2000,
+    labels='ensemble', steps=0, choose=0)}
 METHODS = ('intersection', 'per site', *IMPUTERS, 'native', 'own columns', 'random rows', *MERGED)
 
 def _pool(train, schema):
     "All training rows with the columns of the union, and their sites."
     columns = [*schema.columns, schema.target.name]
-    rows = pd.concat([t.reindex(columns=columns).astype(object) for t in train.values()], ignore_index=True).infer_objects()
+    rows = pd.concat([t.reindex(columns=columns).astype(object) for t in train.values()],
+                     ignore_index=True).infer_objects()
     for name, c in schema.columns.items():
         if c.kind == 'number': rows[name] = rows[name].astype(float)
     return rows, np.repeat(list(train), [len(t) for t in train.values()])
@@ -68,29 +70,36 @@ def _share_out(train, schema, rows, seed):
     cut = lambda k, t: train_test_split(t, train_size=take[k], stratify=t[schema.target.name], random_state=seed)[0]
     return _pool({k: cut(k, t) for k, t in train.items()}, schema)[0]
 
+# %% ../nbs/72_sites.ipynb #76555a5c
+def _trained(method, fill, columns, rows, schema, model):
+    "A pipeline fitted to rows, or None where they do not have both classes."
+    y = schema.target.numbers(rows[schema.target.name])
+    if not columns or min(y.sum(), (1 - y).sum()) < 3: return None
+    codec = TableCodec(schema, columns)
+    if method == 'native': return make_pipeline(codec, clone(model)).fit(rows, y)
+    first = [fill] if fill else [codec, SimpleImputer(keep_empty_features=True)]
+    return make_pipeline(*first, StandardScaler(), clone(model)).fit(rows, y)
+
 # %% ../nbs/72_sites.ipynb #29d3c2cc
 def prepare(
     method,     # one of METHODS, or 'nothing missing'
-    train,      # dict of training tables
-    schema,
-    seed=0,
-    rows=100,   # of synthetic tables, and of random rows
+    train, schema, # dict of training tables
+    seed=0, rows=100, # rows of synthetic tables, and random rows
     **settings, # of MergeTables
 ):
-    "What `method` learns before it meets a model: a function (site, table that shows its columns, model) -> classifier of frames, or None."
-    (pool, site), union = _pool(train, schema), list(schema.columns)
-    common = [c for c in union if all(c in columns_of(t, schema) for t in train.values())]
-    fill, some = None, pool
-    if method in IMPUTERS: fill = make_pipeline(TableCodec(schema), IMPUTERS[method]()).fit(pool)
+    "What `method` learns once: a function (site, table that shows its columns, model) -> classifier, or None."
+    pool, site = _pool(train, schema)
+    common = [c for c in schema.columns if all(c in columns_of(t, schema) for t in train.values())]
+    some, fill = pool, IMPUTERS.get(method)
+    if fill: fill = FrozenEstimator(make_pipeline(TableCodec(schema), fill()).fit(pool))
     if method == 'random rows': some = _share_out(train, schema, rows, seed)
-    if method in MERGED: some = MergeTables(**{**dict(rows=rows, seed=seed, progress=False), **settings, **MERGED[method]}).fit(train, schema.target.name).synthetic_
+    if method in MERGED:
+        m = MergeTables(**{**dict(rows=rows, seed=seed, progress=False), **settings, **MERGED[method]})
+        some = m.fit(train, schema.target.name).synthetic_
+    fixed = dict(dict.fromkeys(('native', 'nothing missing'), list(schema.columns)), intersection=common)
     def fit(name, table, model):
-        columns = dict(intersection=common, native=union).get(method, union if method == 'nothing missing' else columns_of(table, schema))
-        rows = some[site == name] if method == 'per site' else some
-        y = schema.target.numbers(rows[schema.target.name])
-        if not columns or min(y.sum(), (1 - y).sum()) < 3: return None
-        first = [FrozenEstimator(fill)] if fill else [TableCodec(schema, columns), SimpleImputer(keep_empty_features=True)]
-        return make_pipeline(*(first[:1] if method == 'native' else [*first, StandardScaler()]), clone(model)).fit(rows, y)
+        columns = fixed.get(method, columns_of(table, schema))
+        return _trained(method, fill, columns, some[site == name] if method == 'per site' else some, schema, model)
     return fit
 
 # %% ../nbs/72_sites.ipynb #361463e4
@@ -119,13 +128,14 @@ def split_sites(
     held_out=None, # a site: leave it out; None: hold out a part of every site
     test=TEST,
 ) -> tuple:        # training tables, test tables
-    "Training and test tables, stratified by class. With `held_out`, a tenth of each training table is left aside too, so that repetitions differ."
+    "Training and test tables, stratified by class. With `held_out`, a tenth of each other table is left aside too."
     share = test if held_out is None else .1
-    cut = {k: train_test_split(t, test_size=share, stratify=t[target], random_state=seed) for k, t in tables.items() if k != held_out}
+    cut = {k: train_test_split(t, test_size=share, stratify=t[target], random_state=seed) for k, t in tables.items()
+           if k != held_out}
     train, rest = ({k: v[i].reset_index(drop=True) for k, v in cut.items()} for i in (0, 1))
     return train, rest if held_out is None else {held_out: tables[held_out].reset_index(drop=True)}
 
-# %% ../nbs/72_sites.ipynb #40ddb83c
+# %% ../nbs/72_sites.ipynb #bc49c943
 def compare_once(
     tables, target,
     seed=0,
@@ -135,36 +145,44 @@ def compare_once(
     complete=None,   # the same tables without holes, for the row 'nothing missing'
     accept=(), rows=100, # of MergeTables, as other settings
     **settings,
-) -> list: # of dicts: method, model, site, seed, held_out, n, n_positive, auroc, auprc, brier, ece, seconds, and p (probabilities)
+) -> list:           # of dicts: method, model, site, seed, held_out, n, n_positive, metrics, seconds, p (probabilities)
     "One split, all methods, all models, all test sites."
     (train, test), found = split_sites(tables, target, seed, held_out), []
     schema = union_schema(train, target, accept=accept)
     for method in (*methods, *(['nothing missing'] if complete else [])):
         if held_out and method == 'per site': continue
         if method == 'nothing missing': train, test = split_sites(complete, target, seed, held_out)
-        began = time.process_time()
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', ConvergenceWarning)      # chained equations stop after ten rounds here
-            fit = prepare(method, train, schema, seed, rows, **(dict(accept=accept, **settings) if method in MERGED else {}))
-        row = dict(method=method, seed=seed, held_out=held_out, seconds=round(time.process_time() - began, 3))
-        for name, model in (models or default_models()).items():
-            if method == 'native' and name != 'boosting': continue
-            found += [row | r for r in _tested(fit, name, model, train, test, schema)]
+        own = dict(accept=accept, **settings) if method in MERGED else {}
+        found += [dict(method=method, seed=seed, held_out=held_out, **r)
+                  for r in _tested(method, models or default_models(), train, test, schema, seed, rows, own)]
     return found
 
-def _tested(fit, name, model, train, test, schema):
-    "A row of metrics for every test site at which the method has something to train on."
-    for site, t in test.items():
-        p, y = site_probabilities(fit, model, site, t, schema, train.get(site)), schema.target.numbers(t[schema.target.name])
-        if p is not None: yield dict(model=name, site=site, n=len(t), n_positive=int(y.sum()), **site_metrics(y, p), p=p)
+# %% ../nbs/72_sites.ipynb #c0d860f9
+def _tested(method, models, train, test, schema, seed, rows, settings):
+    "A row of metrics for every model and every test site at which the method has something to train on."
+    began = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning)      # chained equations stop after ten rounds here
+        fit = prepare(method, train, schema, seed, rows, **settings)
+    seconds = round(time.process_time() - began, 3)
+    for name, model in models.items():
+        if method == 'native' and name != 'boosting': continue
+        for site, t in test.items():
+            p = site_probabilities(fit, model, site, t, schema, train.get(site))
+            if p is None: continue
+            y = schema.target.numbers(t[schema.target.name])
+            row = dict(model=name, site=site, n=len(t), n_positive=int(y.sum()), seconds=seconds)
+            yield row | site_metrics(y, p) | dict(p=p)
 
 # %% ../nbs/72_sites.ipynb #b134e957
 def per_split(rows, metric='auroc') -> pd.DataFrame: # index (method, model, split), columns mean, worst and sites
-    "Mean and worst over the sites for every split. For leave-site-out rows a split is a seed, with every site held out once."
+    "Mean and worst over the sites for every split. Of leave-site-out rows, a split is a seed with every site once."
     sites = pd.DataFrame(rows).groupby(['method', 'model', 'seed'])[metric]
-    return pd.DataFrame(dict(mean=sites.mean(), worst=sites.min() if BETTER[metric] > 0 else sites.max(), sites=sites.count()))
+    worst = sites.min() if BETTER[metric] > 0 else sites.max()
+    return pd.DataFrame(dict(mean=sites.mean(), worst=worst, sites=sites.count()))
 
-def summarise_sites(rows) -> list: # of dicts: method, model, metric, over ('mean' or 'worst'), mean, low, high, n_splits, n_sites (fewest with a model)
+# of dicts: method, model, metric, n_splits, n_sites, over (mean, worst), mean, low, high
+def summarise_sites(rows) -> list:
     "Means and intervals over the splits, for all metrics."
     found = []
     for metric in BETTER:
@@ -173,17 +191,34 @@ def summarise_sites(rows) -> list: # of dicts: method, model, metric, over ('mea
             found += [dict(row, over=over, **interval(part[over])) for over in ('mean', 'worst')]
     return found
 
-def paired_sites(rows, method, base, model, metric='auroc', over='worst') -> dict: # with difference, low, high, p, n_splits
+# %% ../nbs/72_sites.ipynb #e5403d47
+# with difference, low, high, p, n_splits
+def paired_sites(rows, method, base, model, metric='auroc', over='worst') -> dict:
     "Split by split, `method` minus `base`, with the corrected interval and the p value of no difference."
     t = per_split(rows, metric)[over]
     d = (t.loc[method, model] - t.loc[base, model]).dropna().to_numpy()
-    k, mean = len(d), float(d.mean())
-    error = np.sqrt((1 / k + TEST / (1 - TEST)) * d.var(ddof=1)) if k > 1 else np.nan
-    half, p = (float(stats.t.ppf(.975, k - 1) * error), float(2 * stats.t.sf(abs(mean) / error, k - 1))) if error > 0 else (None, 1.)
-    low, high = (None, None) if half is None else (mean - half, mean + half)
-    return dict(method=method, base=base, model=model, metric=metric, over=over, difference=mean, low=low, high=high, p=p, n_splits=k)
+    k, mean, low, high, p = len(d), float(d.mean()), None, None, 1.
+    error = np.sqrt((1 / k + TEST / (1 - TEST)) * d.var(ddof=1)) if k > 1 else 0
+    if error > 0:
+        half = float(stats.t.ppf(.975, k - 1) * error)
+        low, high, p = mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, k - 1))
+    found = dict(method=method, base=base, model=model, metric=metric, over=over)
+    return found | dict(difference=mean, low=low, high=high, p=p, n_splits=k)
 
-# %% ../nbs/72_sites.ipynb #dbe40abd
+# %% ../nbs/72_sites.ipynb #0a8497d6
+def tabulate(
+    summary, # from `summarise_sites`
+    metric='auroc', over='mean',
+) -> pd.DataFrame:
+    "Methods by models, as the mean over the splits and half its interval."
+    t = pd.DataFrame(summary).query('metric == @metric and over == @over')
+    t = t.assign(text=[f'{m:.3f}' + ('' if h is None or np.isnan(h) else f' ±{h - m:.3f}') for m, h in zip(t['mean'],
+        t.high)])
+    t = t.pivot(index='method', columns='model', values='text').fillna('')
+    return t.reindex(index=list(dict.fromkeys(pd.DataFrame(summary).method)),
+                     columns=[m for m in default_models() if m in t])
+
+# %% ../nbs/72_sites.ipynb #0327fbc7
 def verdicts(
     pairs, # from `paired_sites`
     level=.05,
@@ -194,7 +229,8 @@ def verdicts(
     holm = np.empty(m)
     holm[order] = np.minimum(np.maximum.accumulate(t.p.to_numpy()[order] * (m - np.arange(m))), 1)
     good = t.difference * t.metric.map(BETTER) > 0
-    return t.assign(holm=holm, verdict=np.where(holm >= level, 'no difference shown', np.where(good, 'better', 'worse')))
+    return t.assign(holm=holm, verdict=np.where(holm >= level, 'no difference shown', np.where(good, 'better',
+        'worse')))
 
 # %% ../nbs/72_sites.ipynb #464cafe9
 def _distances(
@@ -207,36 +243,43 @@ def _distances(
     d = (x ** 2).sum(1, keepdims=True) - 2 * x @ z.T + seen @ (z ** 2).T
     return np.sqrt(np.clip(d, 0, None) / np.maximum(seen.sum(1, keepdims=True), 1))
 
+# %% ../nbs/72_sites.ipynb #011cd300
 def privacy_report(
     table,    # the synthetic frame
     codec,    # a fitted TableCodec, e.g. `merge.codec_`
     members,  # dict of tables it was made from
     holdout,  # dict of tables of the same sites that it was not made from
     seed=0,
-) -> dict: # copies, copies_of_holdout, closer_to_member, membership_auc, nearest_member and nearest_holdout (median distances), n
+# copies, copies_of_holdout, closer_to_member, membership_auc, nearest_member and nearest_holdout (median distances), n
+) -> dict:
     "Distance to the closest record, against a holdout. Members are drawn per site, as many as are held out."
     r, z = np.random.default_rng(seed), codec.transform(table)
     count = {k: min(len(members[k]), len(t)) for k, t in holdout.items()}
     draw = lambda t, n: codec.transform(t)[r.permutation(len(t))[:n]]
-    a, b = (_distances(np.concatenate([draw(tables[k], n) for k, n in count.items()]), z) for tables in (members, holdout))
+    drawn = lambda tables: np.concatenate([draw(tables[k], n) for k, n in count.items()])
+    a, b = _distances(drawn(members), z), _distances(drawn(holdout), z)
     near, far = (a.min(0), b.min(0)), -np.concatenate([a.min(1), b.min(1)])
     closer = np.where(np.isclose(*near), .5, near[0] < near[1]).mean()
     auc = roc_auc_score(np.repeat([1, 0], [len(a), len(b)]), far)
-    found = dict(zip(('copies', 'copies_of_holdout'), (int((d < 1e-6).sum()) for d in near)), closer_to_member=float(closer), membership_auc=float(auc))
+    found = dict(zip(('copies', 'copies_of_holdout'), (int((d < 1e-6).sum()) for d in near)),
+                 closer_to_member=float(closer), membership_auc=float(auc))
     return found | dict(nearest_member=float(np.median(near[0])), nearest_holdout=float(np.median(near[1])), n=len(a))
 
-# %% ../nbs/72_sites.ipynb #d47e9469
+# %% ../nbs/72_sites.ipynb #3096011c
 NOTE = 'the merged table is for research on methods and not for clinical use; its rows are not patients'
 
 def describe(merge, tables) -> dict:
     "What a user of `merge.synthetic_` must know, in a form for JSON. `tables` are those it was made from."
     target, have = merge.schema_.target, [{*c} for c in merge.sites_.values()]
-    sites = {k: dict(rows=len(t), prevalence=merge.rates_[k], columns=merge.sites_[k], loss=merge.site_losses_[k], base_loss=merge.base_losses_[k],
+    sites = {k: dict(rows=len(t), prevalence=merge.rates_[k], columns=merge.sites_[k], loss=merge.site_losses_[k],
+                     base_loss=merge.base_losses_[k],
                      weight=merge.site_weights_[k], offset=merge.offsets_[k]) for k, t in tables.items()}
     never = [pair for pair in combinations(merge.schema_.columns, 2) if not any({*pair} <= h for h in have)]
     share = float((merge.synthetic_[target.name] == target.levels[1]).mean())
-    found = dict(note=NOTE, target=target.name, negative=target.levels[0], positive=target.levels[1], rows=len(merge.synthetic_), prevalence=share,
-                 sites=sites, never_together=never, columns=[asdict(c) for c in merge.schema_.columns.values()], order=merge.schema_.order,
+    found = dict(note=NOTE, target=target.name, negative=target.levels[0], positive=target.levels[1],
+                 rows=len(merge.synthetic_), prevalence=share,
+                 sites=sites, never_together=never, columns=[asdict(c) for c in merge.schema_.columns.values()],
+                 order=merge.schema_.order,
                  settings=merge.get_params(), versions=versions())
     return json.loads(json.dumps(found, default=lambda v: v.item() if isinstance(v, np.generic) else repr(v)))
 
@@ -251,60 +294,70 @@ def _outputs(a):
     "The two files to write, after a check that they may be written."
     out = Path(a.out)
     if out.suffix != '.csv': raise ValueError(f'--out {out}: expected the name of a .csv file')
-    if any(p.resolve() == Path(f).resolve() for f in a.table for p in (out, out.with_suffix('.json'))): raise ValueError(f'--out {out}: is one of the tables')
+    if any(p.resolve() == Path(f).resolve() for f in a.table for p in (out, out.with_suffix('.json'))):
+        raise ValueError(f'--out {out}: is one of the tables')
     for path in (out, out.with_suffix('.json')):
         if path.exists() and not a.force: raise ValueError(f'{path}: exists already; --force overwrites it')
     return out, out.with_suffix('.json')
 
+# %% ../nbs/72_sites.ipynb #a1247dbb
 def _dropped(tables, names):
     "The tables without the columns that are left out."
-    if unknown := [c for c in names if not any(c in t for t in tables.values())]: raise ValueError(f'--drop {unknown[0]}: no table has such a column')
+    if unknown := [c for c in names if not any(c in t for t in tables.values())]:
+        raise ValueError(f'--drop {unknown[0]}: no table has such a column')
     return {k: t.drop(columns=[c for c in names if c in t]) for k, t in tables.items()}
 
-# %% ../nbs/72_sites.ipynb #0a4ea5bd
+# %% ../nbs/72_sites.ipynb #95560d10
 def do_merge(a):
-    "Merge tables with intersecting columns into one synthetic table over their union, and describe it in a JSON file beside it."
+    "Merge tables with intersecting columns into one synthetic table over their union, with a JSON file beside it."
     out, beside = _outputs(a)
     tables = _dropped({name: read_table(f, a.missing) for name, f in zip(_names(a.table), a.table)}, a.drop)
     kinds = {c.strip(): 'category' for c in a.categories.split(',') if c.strip()}
-    merge = MergeTables(a.rows, a.risk, a.borrow, steps=a.steps, labels=a.labels, positive=a.positive, kinds=kinds, order=a.order, accept=a.accept, seed=a.seed, device=a.device)
+    same = {k: getattr(a, k) for k in 'rows risk borrow steps labels positive order accept seed device'.split()}
+    merge = MergeTables(kinds=kinds, **same)
     card = describe(merge.fit(tables, a.target), tables)
     card['files'] = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in a.table}
     atomic_write(out, lambda p: merge.synthetic_.to_csv(p, index=False))
     write_json(beside, card)
     warnings.warn(NOTE)
-    print(f'{out}: {card["rows"]} rows, {len(card["columns"])} columns and the target {a.target!r} ({card["positive"]!r} counts as positive)')
-    print(f'{beside}: prevalences, columns and intercepts of the sites, {len(card["never_together"])} pairs of columns never seen together, settings')
+    print(f'{out}: {card["rows"]} rows, {len(card["columns"])} columns and the target {a.target!r} '
+          f'({card["positive"]!r} counts as positive)')
+    print(f'{beside}: prevalences, columns and intercepts of the sites, {len(card["never_together"])} pairs of '
+          'columns never seen together, settings')
     for k, s in card['sites'].items():
-        print(f'  {k}: {s["rows"]} rows, {len(s["columns"])} columns, {s["prevalence"]:.1%} positive; log loss of models learned from the table '
+        print(f'  {k}: {s["rows"]} rows, {len(s["columns"])} columns, {s["prevalence"]:.1%} positive; log loss of '
+              'models learned from the table '
               f'{s["loss"]:.3f} on these rows, of the base rate alone {s["base_loss"]:.3f}')
 
 # %% ../nbs/72_sites.ipynb #9c2aa072
-OPTIONS = [ # flag, settings of argparse
-    ('--target', dict(required=True, help='the column to predict, with the same two values in every table')),
-    ('--positive', dict(help='the value of the target that counts as positive (default: the second in sorted order)')),
-    ('--rows', dict(type=int, default=100, help='of the synthetic table, fewer or more than the real ones (default: %(default)s)')),
-    ('--risk', dict(default='cvar(tail=0.5)', help="over the sites' losses, e.g. mean or 'cvar(tail=0.3)' (default: %(default)s)")),
-    ('--borrow', dict(type=float, default=.5, help="weight of the other sites' rows in a site's task (default: %(default)s)")),
-    ('--categories', dict(default='', help='number columns that are codes, separated by commas')),
-    ('--missing', dict(action='append', default=['?'], help="what stands for a missing value beside '?', NA and nothing: CODE or COLUMN=CODE; may be repeated")),
-    ('--drop', dict(action='append', default=[], help='a column to leave out; may be repeated')),
-    ('--accept', dict(action='append', default=[], help='a column or table to take as it is, although it looks wrong; may be repeated')),
-    ('--order', dict(action='append', default=[], help="what holds in every row, e.g. 'direct <= total' or 'dose >= 0'; may be repeated")),
-    ('--labels', dict(choices=['rates', 'ensemble'], default='rates', help="of the rows; 'ensemble' with --rows 2000 --steps 0 suits trees (default: %(default)s)")),
-    ('--steps', dict(type=int, default=200, help='updates of the synthetic rows (default: %(default)s)')),
-    ('--seed', dict(type=int, default=0, help='of everything that is drawn (default: 0)')),
-    ('--device', dict(default='cpu', help='cpu, cuda, ... (default: cpu: these tables are small)')),
-    ('--force', dict(action='store_true', help='overwrite the output where it exists'))]
+OPTIONS = dict( # flag: default, help
+    target=(None, 'the column to predict, with the same two values in every table'),
+    positive=(None, 'the value of the target that counts as positive (default: the second in sorted order)'),
+    rows=(100, 'of the synthetic table, fewer or more than the real ones (default: 100)'),
+    risk=('cvar(tail=0.5)', "over the sites' losses, e.g. mean or 'cvar(tail=0.3)' (default: cvar(tail=0.5))"),
+    borrow=(.5, "weight of the other sites' rows in a site's task (default: 0.5)"),
+    categories=('', 'number columns that are codes, separated by commas'),
+    missing=(['?'], "what stands for a missing value beside '?', NA and nothing: CODE or COLUMN=CODE; may be repeated"),
+    drop=([], 'a column to leave out; may be repeated'),
+    accept=([], 'a column or table to take as it is, although it looks wrong; may be repeated'),
+    order=([], "what holds in every row, e.g. 'direct <= total' or 'dose >= 0'; may be repeated"),
+    labels=('rates', "rates, or ensemble; with --rows 2000 --steps 0, 'ensemble' suits trees (default: rates)"),
+    steps=(200, 'updates of the synthetic rows (default: 200)'),
+    seed=(0, 'of everything that is drawn (default: 0)'),
+    device=('cpu', 'cpu, cuda, ... (default: cpu: these tables are small)'))
 
-# %% ../nbs/72_sites.ipynb #5d2ef3e5
+# %% ../nbs/72_sites.ipynb #a9cfccd8
 def add_command(
     commands, # what `ArgumentParser.add_subparsers` returned
 ):
     "Add `merge` to a command line; the function to call is the parsed attribute `do`."
-    c = commands.add_parser('merge', help='one small synthetic table from several with intersecting columns', description=f'{do_merge.__doc__} Note: {NOTE}.')
+    c = commands.add_parser('merge', help='one small synthetic table from several with intersecting columns',
+                            description=f'{do_merge.__doc__} Note: {NOTE}.')
     c.add_argument('table', nargs='+', help='CSV or Parquet files with names of columns')
     c.add_argument('-o', '--out', default='merged.csv', help='the synthetic table (default: %(default)s)')
-    for flag, settings in OPTIONS: c.add_argument(flag, **settings)
+    for flag, (default, text) in OPTIONS.items():
+        how = dict(action='append') if isinstance(default, list) else dict(type=type(default or ''))
+        c.add_argument(f'--{flag}', default=default, required=flag == 'target', help=text, **how)
+    c.add_argument('--force', action='store_true', help='overwrite the output where it exists')
     c.set_defaults(do=do_merge)
     return c

@@ -37,26 +37,29 @@ def _why(row, head):
     if len(row) == len(head) + 1 and not row[-1].strip(): return 'a separator at the end of the row? remove it'
     return 'a separator inside a value needs quotes' if len(row) > len(head) else 'was the file cut short?'
 
-# %% ../nbs/08_tables.ipynb #73342b78
+# %% ../nbs/08_tables.ipynb #6d51dc8f
 def _split(text):
-    "Header, rows and separator. Raises `ValueError` with the line where a row does not have as many fields as the header."
+    "Header, rows and separator. Raises `ValueError` with the line where a row has another number of fields."
     first = next((l for l in text.splitlines() if l.strip()), '')
-    if first.startswith('#'): raise ValueError('line 1: begins with "#"; remove comments above the names of the columns')
+    if first.startswith('#'):
+        raise ValueError('line 1: begins with "#"; remove comments above the names of the columns')
     sep = max(',;\t', key=lambda s: len(next(csv.reader([first], delimiter=s), [])))
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=sep, skipinitialspace=True)
     head, rows = next((r for r in reader if r), []), []
     for row in reader:
         if row and len(row) != len(head):
-            raise ValueError(f'line {reader.line_num}: {len(row)} fields, the first line has {len(head)} ({_why(row, head)})')
+            raise ValueError(f'line {reader.line_num}: {len(row)} fields, the first line has {len(head)} '
+                             f'({_why(row, head)})')
         rows += [row] if row else []
-    if len(head) < 2: raise ValueError('not a table: the first line has fewer than two names between commas, semicolons or tabs')
+    if len(head) < 2:
+        raise ValueError('not a table: the first line has fewer than two names between commas, semicolons or tabs')
     return head, rows, sep
 
 def _coded(column):
     "Whether numbers are written with leading zeros, as codes are."
     return any(len(x) > 1 and x[0] == '0' and x.isdigit() for x in column)
 
-# %% ../nbs/08_tables.ipynb #e80fdf60
+# %% ../nbs/08_tables.ipynb #048243c4
 def check_table(
     t,             # a DataFrame
     name='table',  # what to call it in messages
@@ -68,7 +71,8 @@ def check_table(
     if len(twice): raise ValueError(f'{name}: column {twice[0]!r} occurs twice')
     for c in t.columns:
         if not isinstance(c, str) or _is_number(c) or not c.strip() or c.startswith('Unnamed: '):
-            raise ValueError(f'{name}: a column is called {c!r}, expected names in the first line (and no separator at its end)')
+            raise ValueError(f'{name}: a column is called {c!r}, expected names in the first line (and no separator '
+                             'at its end)')
     return t
 
 def _is_number(text):
@@ -85,12 +89,12 @@ def as_tables(tables) -> dict: # name -> DataFrame
     if len(tables) < 1: raise ValueError('tables: got none, expected at least one')
     return {name: check_table(t, f'table {name!r}') for name, t in tables.items()}
 
-# %% ../nbs/08_tables.ipynb #5f9011e3
+# %% ../nbs/08_tables.ipynb #e0732ce7
 def read_table(
     source, # a CSV file (commas, semicolons or tabs) with names in the first line, a Parquet file, or a DataFrame
     missing=('?',), # what stands for a missing value beside nothing and NA: 'CODE', or 'COLUMN=CODE'
 ) -> pd.DataFrame:
-    "A table with named columns. Raises `FileNotFoundError`, or `ValueError` with the file, the line and the likely cause."
+    "A table with named columns. Raises `FileNotFoundError`, or `ValueError` with file, line and likely cause."
     if isinstance(source, pd.DataFrame): return _recoded(check_table(source), missing, 'table')
     path = Path(source)
     if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
@@ -101,6 +105,7 @@ def read_table(
     except ValueError as e: raise ValueError(f'{path}: {str(e)[:200]}') from None
     return _recoded(check_table(t, str(path)), missing, path)
 
+# %% ../nbs/08_tables.ipynb #b22773e9
 def _read_text(path, missing):
     "The frame of a CSV file."
     text = _decoded(path)
@@ -111,7 +116,7 @@ def _read_text(path, missing):
     return pd.read_csv(io.StringIO(text), sep=sep, decimal=decimal, dtype=codes, index_col=False, skipinitialspace=True,
                        na_values=list(missing), low_memory=False)
 
-# %% ../nbs/08_tables.ipynb #1c269532
+# %% ../nbs/08_tables.ipynb #473a486c
 def _recoded(t, missing, name):
     "The table without the codes of single columns."
     for column, code in (m.rsplit('=', 1) for m in missing if '=' in m):
@@ -121,7 +126,7 @@ def _recoded(t, missing, name):
             t = t.assign(**{column: t[column].mask(same)})
     return t
 
-# %% ../nbs/08_tables.ipynb #e1f9e0f3
+# %% ../nbs/08_tables.ipynb #38121e98
 @dataclass
 class Column:
     "What is known about a column."
@@ -132,30 +137,34 @@ class Column:
     decimals: int = 0
     levels: list = None  # of a category (sorted) or of an ordered column (in order)
 
-    def numbers(self, values) -> np.ndarray:
-        "A Series as numbers; NaN for missing values and for levels that are not known."
-        v = values.infer_objects()
-        if self.levels is not None: return v.map({l: i for i, l in enumerate(self.levels)}).astype(float).to_numpy()
-        if self.kind == 'date': return _days(v)
-        if is_numeric_dtype(v) or v.isna().all(): return v.astype(float).to_numpy()
-        raise ValueError(f'column {self.name!r}: got text such as {_odd(v.dropna())!r}, expected numbers')
+# %% ../nbs/08_tables.ipynb #09650a17
+@patch
+def numbers(self: Column, values) -> np.ndarray:
+    "A Series as numbers; NaN for missing values and for levels that are not known."
+    v = values.infer_objects()
+    if self.levels is not None: return v.map({l: i for i, l in enumerate(self.levels)}).astype(float).to_numpy()
+    if self.kind == 'date': return _days(v)
+    if is_numeric_dtype(v) or v.isna().all(): return v.astype(float).to_numpy()
+    raise ValueError(f'column {self.name!r}: got text such as {_odd(v.dropna())!r}, expected numbers')
 
-    def typed(self, x) -> pd.Series:
-        "Numbers as values of the column, rounded and inside the observed range."
-        x = np.clip(np.round(np.asarray(x, float), self.decimals), self.low, self.high)
-        if self.kind == 'date': return pd.Series(pd.to_datetime(x, unit='D'))
-        whole = self.decimals == 0 and (np.abs(x) < 2**53).all()
-        if self.levels is None: return pd.Series(x.astype(np.int64) if whole else x)
-        v = pd.Series([self.levels[i] for i in x.astype(int)], dtype=object)
-        return v if any(isinstance(l, str) for l in self.levels) else v.infer_objects()
+@patch
+def typed(self: Column, x) -> pd.Series:
+    "Numbers as values of the column, rounded and inside the observed range."
+    x = np.clip(np.round(np.asarray(x, float), self.decimals), self.low, self.high)
+    if self.kind == 'date': return pd.Series(pd.to_datetime(x, unit='D'))
+    whole = self.decimals == 0 and (np.abs(x) < 2**53).all()
+    if self.levels is None: return pd.Series(x.astype(np.int64) if whole else x)
+    v = pd.Series([self.levels[i] for i in x.astype(int)], dtype=object)
+    return v if any(isinstance(l, str) for l in self.levels) else v.infer_objects()
 
-# %% ../nbs/08_tables.ipynb #38391e92
+# %% ../nbs/08_tables.ipynb #37cdbed9
 ISO = r'\d{4}-\d{1,2}-\d{1,2}([T ].*)?'
 DAY = r'\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})|\d{4}[./]\d{1,2}[./]\d{1,2}'
 
 def _days(v):
     "Days since 1970, NaN for what is no date."
-    return ((pd.to_datetime(v, errors='coerce', utc=True, format='ISO8601') - pd.Timestamp(0, tz='UTC')) / pd.Timedelta(days=1)).to_numpy(float)
+    return ((pd.to_datetime(v, errors='coerce', utc=True, format='ISO8601') - pd.Timestamp(0,
+        tz='UTC')) / pd.Timedelta(days=1)).to_numpy(float)
 
 def kind_of(v) -> str: # 'truth values', 'numbers', 'dates' or 'text'
     "What the values of a column are, in words."
@@ -168,11 +177,25 @@ def _odd(v):
     "A text in a column that does not read as a number, where there is one."
     return next((x for x in v if not _is_number(x)), v.iloc[0])
 
+# %% ../nbs/08_tables.ipynb #b9d8ac13
 def _decimals(x):
     "Decimals that suffice to write the numbers, at most 8."
     return next((k for k in range(8) if np.allclose(np.round(x, k), x, rtol=1e-9, atol=1e-12)), 8)
 
-# %% ../nbs/08_tables.ipynb #2860afb8
+# %% ../nbs/08_tables.ipynb #22b60884
+def _order(v, kind, natural, where):
+    "The levels of a column and whether they have an order; None for what is no category."
+    if isinstance(kind, (list, tuple)): levels, ordered = list(kind), True
+    elif getattr(v.dtype, 'ordered', False): levels, ordered = list(v.cat.categories), True
+    elif kind in ('category', 'ordered'): levels, ordered = _levels(v, where), kind == 'ordered'
+    elif kind is None and (natural in ('text', 'truth values') or natural == 'numbers' and v.nunique() == 2):
+        levels, ordered = _levels(v, where), False
+    else: return None, False
+    if unknown := [x for x in v.unique() if x not in levels]:
+        raise ValueError(f'{where}: {unknown[0]!r} is none of the levels {levels[:6]}')
+    return levels, ordered
+
+# %% ../nbs/08_tables.ipynb #86f664a6
 def column_of(
     name,
     values,    # a Series
@@ -182,30 +205,30 @@ def column_of(
     "What is known about a column. Raises `ValueError` for values of which no column can be made."
     v, where = values.dropna().infer_objects(), f'{where}column {name!r}'
     if not len(v): return Column(name, 'missing')
-    natural, order = kind_of(v), getattr(v.dtype, 'ordered', False)
-    if natural == 'numbers' and not np.isfinite(v.astype(float)).all(): raise ValueError(f'{where}: has infinite values')
-    levels = list(kind) if isinstance(kind, (list, tuple)) else list(v.cat.categories) if order else None
-    if levels is None and kind in ('category', 'ordered'): levels = _levels(v, where)
-    if levels is None and kind is None and (natural in ('text', 'truth values') or v.nunique() == 2 and natural == 'numbers'): levels = _levels(v, where)
-    if levels is not None:
-        if unknown := [x for x in v.unique() if x not in levels]: raise ValueError(f'{where}: {unknown[0]!r} is none of the levels {levels[:6]}')
-        return Column(name, 'ordered' if order or kind not in (None, 'category') else 'category', 0, len(levels) - 1, levels=levels)
+    natural = kind_of(v)
+    if natural == 'numbers' and not np.isfinite(v.astype(float)).all():
+        raise ValueError(f'{where}: has infinite values')
+    levels, ordered = _order(v, kind, natural, where)
+    if levels is not None: return Column(name, 'ordered' if ordered else 'category', 0, len(levels) - 1, levels=levels)
     x = _days(v) if natural == 'dates' else v.astype(float).to_numpy() if natural == 'numbers' else None
     if x is None: raise ValueError(f'{where}: got text such as {_odd(v)!r}, expected numbers')
-    if natural == 'dates' and np.isnan(x).any(): raise ValueError(f'{where}: {v[np.isnan(x)].iloc[0]!r} can be read as two dates; write it as 2024-03-01')
+    if natural == 'dates' and np.isnan(x).any():
+        raise ValueError(f'{where}: {v[np.isnan(x)].iloc[0]!r} can be read as two dates; write it as 2024-03-01')
     return Column(name, 'date' if natural == 'dates' else 'number', float(x.min()), float(x.max()), _decimals(x))
 
-# %% ../nbs/08_tables.ipynb #3b36117c
+# %% ../nbs/08_tables.ipynb #a244b106
 def _levels(v, where):
     "Sorted levels; raises for numbers with odd codes, and for identifiers and free text."
     if kind_of(v) == 'text' and .5 <= (share := np.mean([_is_number(x) for x in v])) < 1:
-        raise ValueError(f'{where}: {share:.0%} of the entries are numbers, but not {_odd(v)!r}; replace such codes by missing values')
+        raise ValueError(f'{where}: {share:.0%} of the entries are numbers, but not {_odd(v)!r}; replace such codes '
+                         'by missing values')
     levels = sorted(v.unique().tolist(), key=lambda x: (str(type(x)), x))
     if len(levels) > 20 and len(levels) > .3 * len(v):
-        raise ValueError(f'{where}: {len(levels)} different texts in {len(v)} rows look like an identifier or free text; leave the column out')
+        raise ValueError(f'{where}: {len(levels)} different texts in {len(v)} rows look like an identifier or free '
+                         'text; leave the column out')
     return levels
 
-# %% ../nbs/08_tables.ipynb #0ee70509
+# %% ../nbs/08_tables.ipynb #ae8e08fb
 CODES = [0, -1, *(sign * int(digit * n) for digit in '789' for n in range(1, 7) for sign in (-1, 1))]
 ID = re.compile(r'(^|[\W_])(id|mrn|ssn|uuid)($|[\W_])|(patient|record|person|case)[\W_]?(id|no|nr|number)', re.I)
 POSTAL = re.compile(r'(^|[\W_])(zip|plz|postal[\W_]?code|post[\W_]?code|zip[\W_]?code)($|[\W_])', re.I)
@@ -221,34 +244,41 @@ def _code(x):
         spread = np.subtract(*np.percentile(x[x != u[at]], [75, 25]))
         if u[at] < 0 <= rest[0] or n[at] > 1 and gap >= 10 * typical and 2 * gap >= spread: return u[at]
 
+# %% ../nbs/08_tables.ipynb #eb9af91e
 def _is_identifier(name, x):
-    "Whole numbers that are all different although that many measurements would repeat, or go up row by row, or have such a name."
+    "Whole numbers, all different although measurements would repeat, or rising row by row, or with such a name."
     if len(x) < 10 or (x != np.round(x)).any(): return False
     different = len(np.unique(x)) / len(x)
-    return different == 1 and (len(x) ** 2 >= 6 * np.ptp(x) or (np.diff(x) > 0).all()) or bool(ID.search(name)) and different > .5
+    return different == 1 and (len(x) ** 2 >= 6 * np.ptp(x)
+                               or (np.diff(x) > 0).all()) or bool(ID.search(name)) and different > .5
 
-# %% ../nbs/08_tables.ipynb #0521ba39
+# %% ../nbs/08_tables.ipynb #7a2bde06
 def doubt(
     name,
     values, # a Series
 ) -> str:   # '' where there is nothing to ask
     "What should be asked about a column before a model learns from it."
     v = values.dropna().infer_objects()
-    x, kind = v.astype(float).to_numpy() if len(v) and kind_of(v) == 'numbers' else np.zeros(0), kind_of(v) if len(v) else ''
+    x, kind = v.astype(float).to_numpy(
+        ) if len(v) and kind_of(v) == 'numbers' else np.zeros(0), kind_of(v) if len(v) else ''
     if (code := _code(x)) is not None:
         rest = x[x != code]
-        return f'{code:g} in {(x == code).sum()} of {len(x)} rows is far from {rest.min():g} to {rest.max():g}: missing? (then --missing {name}={code:g})'
+        share = f'{code:g} in {(x == code).sum()} of {len(x)} rows'
+        return f'{share} is far from {rest.min():g} to {rest.max():g}: missing? (then --missing {name}={code:g})'
     if _is_identifier(name, x): return f'{len(np.unique(x))} different whole numbers in {len(x)} rows: an identifier?'
-    if POSTAL.search(name) and kind != 'truth values': return 'a postal code? It is neither a measurement nor a category with few levels'
+    if POSTAL.search(name) and kind != 'truth values':
+        return 'a postal code? It is neither a measurement nor a category with few levels'
     if kind == 'dates': return f'dates such as {v.iloc[0]} point to single people and to the calendar'
-    if AFTER.search(name) and kind == 'numbers': return 'the time to the event or the follow-up? It is known only after the outcome'
+    if AFTER.search(name) and kind == 'numbers':
+        return 'the time to the event or the follow-up? It is known only after the outcome'
     return ''
 
+# %% ../nbs/08_tables.ipynb #f209bb0b
 def same_name(name) -> str:
     "A name without capitals, spaces and punctuation: equal for names that probably mean the same column."
     return re.sub(r'[\W_]+', '', name).casefold() or name
 
-# %% ../nbs/08_tables.ipynb #47a1f9d3
+# %% ../nbs/08_tables.ipynb #fce78fce
 @dataclass
 class Schema:
     "The column to predict and the columns to predict it from."
@@ -261,6 +291,7 @@ class Schema:
         "The classes of the target, the positive one last; None for regression."
         return self.target.levels
 
+# %% ../nbs/08_tables.ipynb #fe929bc9
 def target_of(
     name,
     values,        # a Series
@@ -273,31 +304,34 @@ def target_of(
     else: c = column_of(name, v, 'category', where)
     if positive is None: return c
     if not (last := [l for l in c.levels or () if str(l) == str(positive)]):
-        raise ValueError(f'{where}column {name!r}: has no class {positive!r}; it has {", ".join(map(repr, (c.levels or ["numbers"])[:6]))}')
+        raise ValueError(f'{where}column {name!r}: has no class {positive!r}; it has '
+                         f'{", ".join(map(repr, (c.levels or ["numbers"])[:6]))}')
     c.levels = [l for l in c.levels if l not in last] + last
     return c
 
-# %% ../nbs/08_tables.ipynb #370b49c3
+# %% ../nbs/08_tables.ipynb #28f8f466
 def read_order(
     texts,   # such as 'direct <= total' or 'dose >= 0'
     columns, # name -> Column; bounds are put into it
     tables,  # name -> DataFrame, which must fulfil them
 ) -> tuple:  # of pairs (a, b) with a <= b
-    "Orders between columns and bounds of columns. Raises `ValueError` for what cannot be read and for rows that break it."
+    "Orders between columns and bounds of columns. Raises `ValueError` for what cannot be read and rows that break it."
     found = []
     for text in texts:
         a, sign, b = ([s.strip() for s in re.split('(<=|>=)', text)] + ['', ''])[:3]
         a, b = (b, a) if sign == '>=' else (a, b)
         numbers = [c for c in (a, b) if c in columns and columns[c].kind == 'number']
         if not sign or not numbers or not all(c in numbers or _is_number(c) for c in (a, b)):
-            raise ValueError(f'order {text!r}: expected COLUMN <= COLUMN, COLUMN <= NUMBER or with >=, with number columns')
+            raise ValueError(f'order {text!r}: expected COLUMN <= COLUMN, COLUMN <= NUMBER or with >=, with number '
+                             'columns')
         for name, t in tables.items():
             left, right = (t[c] if c in t else pd.Series(np.nan if c in numbers else float(c), t.index) for c in (a, b))
-            if (broken := (left > right).sum()): raise ValueError(f'order {text!r}: table {name!r} breaks it in {broken} rows')
+            if (broken := (left > right).sum()):
+                raise ValueError(f'order {text!r}: table {name!r} breaks it in {broken} rows')
         found += [(a, b)] if len(numbers) == 2 else []
     return tuple(found)
 
-# %% ../nbs/08_tables.ipynb #982194fe
+# %% ../nbs/08_tables.ipynb #cbea787a
 def read_schema(
     table,         # a DataFrame
     target,        # name of the column to predict
@@ -307,8 +341,10 @@ def read_schema(
     accept=(),     # columns whose `doubt` is not asked
 ) -> Schema:
     "The columns of one table. Raises `ValueError` for what does not fit and for what is in doubt."
-    if target not in table: raise ValueError(f'target: there is no column {target!r}; there are {", ".join(map(repr, table.columns[:12]))}')
-    if unknown := sorted({*kinds, *accept} - {*table}): raise ValueError(f'kinds, accept: there is no column {unknown[0]!r}')
+    if target not in table:
+        raise ValueError(f'target: there is no column {target!r}; there are {", ".join(map(repr, table.columns[:12]))}')
+    if unknown := sorted({*kinds, *accept} - {*table}):
+        raise ValueError(f'kinds, accept: there is no column {unknown[0]!r}')
     for c in table:
         if c not in {target, *accept} and (text := doubt(c, table[c])): raise ValueError(ask(f'column {c!r}', text, c))
     columns = {c: column_of(c, table[c], kinds.get(c)) for c in table if c != target}
@@ -316,13 +352,14 @@ def read_schema(
     if not columns: raise ValueError(f'table: has no column beside the target {target!r}')
     return Schema(target_of(target, table[target], positive), columns, read_order(order, columns, {'': table}))
 
+# %% ../nbs/08_tables.ipynb #bf44d094
 def ask(where, text, name) -> str:
     "A question about a column or a table, with the options that answer it."
     return f'{where}: {text}; --drop {name!r} leaves it out, --accept {name!r} takes it as it is'
 
-# %% ../nbs/08_tables.ipynb #f1cffe7d
+# %% ../nbs/08_tables.ipynb #7a757c54
 class TableCodec(TransformerMixin, BaseEstimator):
-    "Data frames to arrays (n, d) with NaN for holes, and back to typed columns inside their ranges. Numbers come first."
+    "Data frames to arrays (n, d) with NaN for holes, and back to typed columns in their ranges. Numbers come first."
     def __init__(self, schema, columns=None): self.schema, self.columns = schema, columns
 
     def fit(self, X, y=None):
@@ -342,12 +379,15 @@ class TableCodec(TransformerMixin, BaseEstimator):
         x = [c.numbers(X[c.name]) if c.name in X else np.full(len(X), np.nan) for c in self.numbers_ + self.codes_]
         return np.stack(x, 1) if x else np.zeros((len(X), 0))
 
-# %% ../nbs/08_tables.ipynb #0bf2eac5
+# %% ../nbs/08_tables.ipynb #4ff69fae
+def _one_hot(x, levels):
+    "One coordinate for two levels, otherwise one for each; holes stay holes."
+    return x if levels == 2 else np.where(np.isnan(x), np.nan, x == np.arange(levels))
+
 @patch
 def transform(self: TableCodec, X) -> np.ndarray:
     x, n = self._plain(X), len(self.numbers_)
-    wide = [x[:, n + i, None] if len(c.levels) == 2 else np.where(np.isnan(x[:, n + i, None]), np.nan, x[:, n + i, None] == np.arange(len(c.levels)))
-            for i, c in enumerate(self.codes_)]
+    wide = [_one_hot(x[:, n + i, None], len(c.levels)) for i, c in enumerate(self.codes_)]
     return np.concatenate([(x[:, :n] - self.mean_) / self.scale_, *wide], 1)
 
 @patch
@@ -361,26 +401,29 @@ def limits(self: TableCodec) -> tuple:
     "Lowest and highest values of the numbers, standardised."
     return tuple((np.array([getattr(c, k) for c in self.numbers_]) - self.mean_) / self.scale_ for k in ('low', 'high'))
 
+# %% ../nbs/08_tables.ipynb #ab2b1766
 @patch
 def get_feature_names_out(self: TableCodec, input_features=None):
     codes = [f'{c.name}={l}' for c in self.codes_ for l in (c.levels[1:] if len(c.levels) == 2 else c.levels)]
     return np.array([c.name for c in self.numbers_] + codes, dtype=object)
 
-# %% ../nbs/08_tables.ipynb #e574c6de
+# %% ../nbs/08_tables.ipynb #a8ed132c
 @patch
 def snap(self: TableCodec, z) -> np.ndarray:
     "The nearest encoded rows that a table can hold."
     z, n = np.asarray(z, float), len(self.numbers_)
-    low, high, grid = (np.array([f(c) for c in self.numbers_]) for f in (lambda c: c.low, lambda c: c.high, lambda c: 10. ** c.decimals))
+    low, high, digits = (np.array([getattr(c, k) for c in self.numbers_]) for k in ('low', 'high', 'decimals'))
+    grid = 10. ** digits
     x = np.clip(np.round((z[:, :n] * self.scale_ + self.mean_) * grid) / grid, low, high)
     place = {c.name: i for i, c in enumerate(self.numbers_)}
     for a, b in ((place[a], place[b]) for a, b in self.schema.order if a in place and b in place):
         broken = x[:, a] > x[:, b]
         middle = np.clip((x[broken, a] + x[broken, b]) / 2, low[b], high[a])
         x[broken, a], x[broken, b] = np.floor(middle * grid[a]) / grid[a], np.ceil(middle * grid[b]) / grid[b]
-    wide = [(b > .5) if len(c.levels) == 2 else b.argmax(1)[:, None] == np.arange(len(c.levels)) for c, b in zip(self.codes_, self.blocks(z))]
+    wide = [b > .5 if b.shape[1] == 1 else b.argmax(1)[:, None] == np.arange(b.shape[1]) for b in self.blocks(z)]
     return np.concatenate([(x - self.mean_) / self.scale_, *wide], 1).astype(float)
 
+# %% ../nbs/08_tables.ipynb #6ced3308
 @patch
 def inverse_transform(self: TableCodec, z) -> pd.DataFrame:
     "Typed columns, in the order of the schema; no holes."
@@ -410,12 +453,13 @@ def three_hospitals(
         found[name] = table.loc[site == i, columns + ['diagnosis']].reset_index(drop=True)
     return found
 
+# %% ../nbs/08_tables.ipynb #b3ec60f0
 HOSPITALS = dict(all=['mean texture', 'mean smoothness', 'mean symmetry'],
                  north=['mean compactness', 'texture error', 'smoothness error', 'size'],
                  east=['compactness error', 'concavity error', 'worst smoothness', 'worst symmetry'],
                  south=['worst texture', 'worst compactness', 'worst symmetry', 'size'])
 
-# %% ../nbs/08_tables.ipynb #bb59e37b
+# %% ../nbs/08_tables.ipynb #ff70a076
 def columns_of(
     table,
     schema,

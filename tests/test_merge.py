@@ -1,4 +1,4 @@
-"""Merging tables: oracles of the inner learners, what a site may influence, calibration, types and ranges, bad input."""
+"""Merging tables: oracles of the learners, what a site may influence, calibration, types and ranges, bad input."""
 import warnings
 
 import numpy as np
@@ -12,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from rdd_nb.core import generator
-from rdd_nb.learners import Shifted, default_models, kernel_scores, logistic, rate_offset, site_shift
-from rdd_nb.merge import SOFT, MergeTables, SiteTasks, as_observed, ensemble_labels, first_rows, fixed_labels, observed, union_schema
+from rdd_nb.learners import (Shifted, default_models, ensemble_labels, kernel_scores, logistic, rate_offset,
+                             site_shift)
+from rdd_nb.merge import SOFT, MergeTables, SiteTasks, as_observed, first_rows, fixed_labels, observed, union_schema
 from rdd_nb.risk import CVaR, Entropic, Mean
 from rdd_nb.tables import TableCodec, read_table, three_hospitals
 
@@ -66,7 +67,8 @@ def tasks_of(seed=0, sites=2, n=15, d=5, m=8, borrow=.5):
     shown[:, 0] = True
     x[~shown[site]] = np.nan
     x[r.uniform(size=x.shape) < .1] = np.nan
-    return SiteTasks(x, y, site, shown, np.arange(m) % 2, borrow, torch.float64), torch.tensor(r.normal(size=(m, d)), requires_grad=True)
+    return SiteTasks(x, y, site, shown, np.arange(m) % 2, borrow, torch.float64), torch.tensor(r.normal(size=(m, d)),
+        requires_grad=True)
 
 
 @pytest.mark.parametrize('seed', range(4))
@@ -88,8 +90,11 @@ def test_losses_are_those_of_a_pipeline():
     x = np.where(tasks.seen > 0, tasks.x, np.nan)[mine][:, show]
     zs = z.detach().numpy()[:, show]
     scaler = StandardScaler().fit(zs)
-    f = LogisticRegression(tol=1e-12, max_iter=5000).fit(scaler.transform(zs), tasks.labels.numpy()).decision_function(np.nan_to_num(scaler.transform(x)))
-    g = kernel_scores(*(torch.as_tensor(np.nan_to_num(scaler.transform(a)))[None] for a in (x, zs)), tasks.labels, torch.tensor([show.sum()])).numpy()[0]
+    f = LogisticRegression(tol=1e-12, max_iter=5000).fit(scaler.transform(zs),
+                                                         tasks.labels.numpy(
+                                                             )).decision_function(np.nan_to_num(scaler.transform(x)))
+    g = kernel_scores(*(torch.as_tensor(np.nan_to_num(scaler.transform(a)))[None] for a in (x, zs)), tasks.labels,
+                      torch.tensor([show.sum()])).numpy()[0]
     y = tasks.y.numpy()[mine]
     def at_best(s):
         s = s + rate_offset(1 / (1 + np.exp(-s)), y.mean())
@@ -105,7 +110,8 @@ def test_realism_is_an_energy_distance():
             mine = ((tasks.site == s) & (tasks.y == c)).numpy()
             zc, show = z.detach().numpy()[tasks.labels.numpy() == c], tasks.shown[s].numpy() > 0
             rms = lambda a, b, w: np.sqrt(((a - b)[w] ** 2).sum() / max(w.sum(), 1) + SOFT)
-            cross = [rms(x, v, w & show) for x, w in zip(tasks.x.numpy()[mine], tasks.seen.numpy()[mine] > 0) for v in zc]
+            cross = [rms(x, v, w & show) for x, w in zip(tasks.x.numpy()[mine], tasks.seen.numpy()[mine] > 0)
+                     for v in zc]
             expected.append(2 * np.mean(cross) - np.mean([rms(a, b, show) for a in zc for b in zc]))
     assert abs(tasks.realism(z).item() - np.mean(expected)) < 1e-9
 
@@ -145,7 +151,8 @@ def test_borrowed_weights():
 def test_an_empty_column_at_a_site_changes_nothing(hospitals):
     a = MergeTables(**QUICK).fit(hospitals, 'diagnosis').synthetic_
     with pytest.warns(UserWarning, match="table 'north', column 'worst texture': has no value"):
-        b = MergeTables(**QUICK).fit(dict(hospitals, north=hospitals['north'].assign(**{'worst texture': np.nan})), 'diagnosis').synthetic_
+        b = MergeTables(**QUICK).fit(dict(hospitals, north=hospitals['north'].assign(**{'worst texture': np.nan})),
+                                     'diagnosis').synthetic_
     pd.testing.assert_frame_equal(a, b[a.columns])
 
 
@@ -167,7 +174,8 @@ def two_sites(seed=0):
 
 def test_the_risk_compares_sites_on_their_own_rows():
     tasks = two_sites()
-    z = torch.tensor(np.random.default_rng(1).normal(size=(8, 2)) + np.outer(np.arange(8) % 2, [4, 0]), requires_grad=True)
+    z = torch.tensor(np.random.default_rng(1).normal(size=(8, 2)) + np.outer(np.arange(8) % 2, [4, 0]),
+                     requires_grad=True)
     own, mixed, _ = tasks.losses(z)
     assert own[1] > own[0] and mixed[1] < mixed[0]           # mixed rows would name the wrong site
     worst = torch.autograd.grad(tasks.objective(z, CVaR(.5), realism=0)[0] - mixed[-1], z)[0]
@@ -184,11 +192,17 @@ def test_weights_are_those_of_own_rows(hospitals):
 @pytest.mark.parametrize('seed', range(3))
 def test_shift_is_the_best_constant(seed):
     r = np.random.default_rng(seed)
-    f, y, member = torch.tensor(4 * r.normal(size=(2, 60))), torch.tensor((r.uniform(size=60) < .2) * 1.), torch.eye(2).repeat_interleave(30, 1).double()
+    f, y, member = torch.tensor(4 * r.normal(size=(2,
+                                                   60))), torch.tensor(
+                                                       (
+                                                           r.uniform(size=60) < .2) * 1.), torch.eye(
+                                                               2).repeat_interleave(30, 1).double()
     y[0] = y[30] = 1; y[1] = y[31] = 0
     b, w = site_shift(f, y, member), torch.tensor(r.uniform(size=(2, 60)))
     for s in range(2):
-        for t in range(2): assert abs(rate_offset(torch.sigmoid(f[s, 30 * t:30 * t + 30]), y[30 * t:30 * t + 30].mean().item()) - b[s, t]) < 1e-6
+        for t in range(2):
+            assert abs(rate_offset(torch.sigmoid(f[s, 30 * t:30 * t + 30]), y[30 * t:30 * t + 30].mean().item()) - b[s,
+                t]) < 1e-6
     v = site_shift(f, y, member, w)
     assert ((w * (torch.sigmoid(f + v @ member) - y)) @ member.T).abs().max() < 1e-9
 
@@ -197,7 +211,8 @@ def rare_and_common(seed=0):
     r = np.random.default_rng(seed)
     def site(n, rate, own):
         y = np.arange(n) < round(n * rate)
-        return pd.DataFrame(dict(a=r.normal(y, 1).round(2), b=r.normal(.5 * y, 1).round(2), y=np.where(y, 'yes', 'no')) | {own: r.normal(.5 * y, 1).round(2)})
+        return pd.DataFrame(dict(a=r.normal(y, 1).round(2), b=r.normal(.5 * y, 1).round(2), y=np.where(y, 'yes',
+            'no')) | {own: r.normal(.5 * y, 1).round(2)})
     return dict(rare=site(600, 1 / 60, 'c'), common=site(300, .6, 'd'))
 
 
@@ -208,7 +223,8 @@ def test_every_site_is_calibrated(model):
     m = MergeTables(rows=60, steps=30, choose=0, progress=False).fit(tables, 'y')
     for k, t in tables.items():
         rate, f = (t.y == 'yes').mean(), m.model(default_models()[model], t)
-        assert abs(f.predict_proba(t)[:, 1].mean() - rate) < 1e-6 and abs(f.predict_proba(fresh[k])[:, 1].mean() - rate) < .4 * rate
+        assert abs(f.predict_proba(t)[:, 1].mean() - rate) < 1e-6 and abs(f.predict_proba(fresh[k])[:,
+            1].mean() - rate) < .4 * rate
         assert abs(m.model(default_models()[model], t.drop(columns='y'), rate=rate).offset - f.offset) < 1e-9
         assert m.model(default_models()[model], t.drop(columns='y')).offset == 0
         if model == 'logistic': assert abs(m.offsets_[k] - f.offset) < .05 and m.rates_[k] == rate
@@ -220,8 +236,10 @@ def test_the_positive_class_can_be_named(hospitals):
     assert abs(a.rates_['north'] + b.rates_['north'] - 1) < 1e-12
     f = b.model(LogisticRegression(), hospitals['north'])
     p = f.predict_proba(hospitals['north'])
-    assert list(f.classes_) == ['benign', 'malignant'] and abs(p[:, 0].mean() - b.rates_['north']) < 1e-6 and isinstance(f, Shifted)
-    with pytest.raises(ValueError, match="has no class 'ill'"): MergeTables(**QUICK, positive='ill').fit(hospitals, 'diagnosis')
+    assert list(f.classes_) == ['benign', 'malignant'] and abs(p[:,
+        0].mean() - b.rates_['north']) < 1e-6 and isinstance(f, Shifted)
+    with pytest.raises(ValueError, match="has no class 'ill'"):
+        MergeTables(**QUICK, positive='ill').fit(hospitals, 'diagnosis')
 
 
 def test_a_site_that_is_harmed_is_named():
@@ -229,8 +247,10 @@ def test_a_site_that_is_harmed_is_named():
     def site(n, sign):
         y = np.arange(n) % 2
         return pd.DataFrame(dict(a=(sign * 3 * y + r.normal(size=n)).round(2), y=y))
-    with pytest.warns(UserWarning, match="^table 'odd': models learned from the merged table do worse there .* than its base rate"):
-        MergeTables(rows=20, steps=20, risk='mean', borrow=0, choose=0, progress=False, accept=['a']).fit(dict(one=site(200, 1), two=site(200, 1), odd=site(20, -1)), 'y')
+    with pytest.warns(UserWarning, match="^table 'odd': models learned from the merged table do worse there .* than "
+                                         "its base rate"):
+        MergeTables(rows=20, steps=20, risk='mean', borrow=0, choose=0, progress=False,
+                    accept=['a']).fit(dict(one=site(200, 1), two=site(200, 1), odd=site(20, -1)), 'y')
 
 
 # Labels of an ensemble
@@ -249,16 +269,21 @@ def test_labels_of_the_ensemble_follow_the_data():
 # Constraints and sizes
 
 def test_orders_hold(hospitals):
-    ok = {k: t.assign(low=t['mean smoothness'] / 2, high=t['mean smoothness'] / 2 + .001 * (np.arange(len(t)) % 5)).round(3) for k, t in hospitals.items()}
+    ok = {k: t.assign(low=t['mean smoothness'] / 2,
+                      high=t['mean smoothness'] / 2 + .001 * (np.arange(len(t)) % 5)).round(3) for k,
+                      t in hospitals.items()}
     free, held = (MergeTables(**QUICK, order=o).fit(ok, 'diagnosis').synthetic_ for o in ((), ['low <= high']))
     assert (free.low > free.high).any() and (held.low <= held.high).all()
-    with pytest.raises(ValueError, match="order 'high <= low': table 'north' breaks it in"): MergeTables(**QUICK, order=['high <= low']).fit(ok, 'diagnosis')
+    with pytest.raises(ValueError, match="order 'high <= low': table 'north' breaks it in"):
+        MergeTables(**QUICK, order=['high <= low']).fit(ok, 'diagnosis')
 
 
 @pytest.mark.parametrize('rows', [40, 300])
 def test_spikes_stay(rows):
     r = np.random.default_rng(0)
-    def site(n, own): return pd.DataFrame({'gain': np.where(r.uniform(size=n) < .87, 0, r.integers(100, 9000, n)), own: r.normal(size=n).round(2), 'y': np.arange(n) % 2})
+    def site(n, own):
+        return pd.DataFrame({'gain': np.where(r.uniform(size=n) < .87, 0, r.integers(100, 9000, n)),
+                             own: r.normal(size=n).round(2), 'y': np.arange(n) % 2})
     t = dict(one=site(200, 'c'), two=site(300, 'd'))
     m = MergeTables(rows=rows, steps=5, choose=0, progress=False).fit(t, 'y')
     assert abs((m.synthetic_.gain == 0).mean() - pd.concat(t.values()).gain.eq(0).mean()) <= 1.5 / rows + .01
@@ -283,11 +308,14 @@ def test_more_rows_than_there_are(hospitals):
 def tables(draw):
     "Two or three tables with random columns of all types, and holes."
     r = np.random.default_rng(draw(st.integers(0, 2**20)))
-    kinds = dict(x=lambda n: r.normal(5, 2, n).round(2), count=lambda n: r.integers(0, 40, n), flag=lambda n: r.integers(0, 2, n), yes=lambda n: r.uniform(size=n) < .5,
-                 word=lambda n: r.choice(['a', 'b', 'c'], n), nullable=lambda n: pd.array(r.integers(10, 90, n), dtype='Int64'), cat=lambda n: pd.Categorical(r.choice(['u', 'v'], n)))
+    kinds = dict(x=lambda n: r.normal(5, 2, n).round(2), count=lambda n: r.integers(0, 40, n),
+                 flag=lambda n: r.integers(0, 2, n), yes=lambda n: r.uniform(size=n) < .5,
+                 word=lambda n: r.choice(['a', 'b', 'c'], n), nullable=lambda n: pd.array(r.integers(10, 90, n),
+                     dtype='Int64'), cat=lambda n: pd.Categorical(r.choice(['u', 'v'], n)))
     found = {}
     for site in range(draw(st.integers(0, 2))):
-        columns, n = draw(st.lists(st.sampled_from(list(kinds)), min_size=1, max_size=5, unique=True)), draw(st.integers(12, 25))
+        columns, n = draw(st.lists(st.sampled_from(list(kinds)), min_size=1, max_size=5,
+                                   unique=True)), draw(st.integers(12, 25))
         t = pd.DataFrame({c: kinds[c](n) for c in columns})
         for c in columns:
             if draw(st.booleans()) and c not in ('yes',): t[c] = t[c].where(r.uniform(size=n) < .9)
@@ -296,7 +324,8 @@ def tables(draw):
 
 
 NAMES = ['x', 'count', 'flag', 'yes', 'word', 'nullable', 'cat']
-ALL = pd.DataFrame(dict(x=np.arange(12) / 4, count=np.arange(12) % 7, flag=np.arange(12) % 2, yes=np.arange(12) % 3 == 0, word=list('abcabcabcabc'),
+ALL = pd.DataFrame(dict(x=np.arange(12) / 4, count=np.arange(12) % 7, flag=np.arange(12) % 2,
+                        yes=np.arange(12) % 3 == 0, word=list('abcabcabcabc'),
                         nullable=np.arange(12) + 30, cat=list('uvuvuvuvuvuv'), y=np.arange(12) % 2))
 
 
@@ -305,7 +334,8 @@ ALL = pd.DataFrame(dict(x=np.arange(12) / 4, count=np.arange(12) % 7, flag=np.ar
 def test_what_comes_out_is_typed(tables, seed):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        m = MergeTables(rows=12, steps=3, choose=0, seed=seed, accept=NAMES, progress=False).fit(dict({'all': ALL}, **tables), 'y')
+        m = MergeTables(rows=12, steps=3, choose=0, seed=seed, accept=NAMES, progress=False).fit(dict({'all': ALL},
+            **tables), 'y')
     s = m.synthetic_
     assert list(s) == [*m.schema_.columns, 'y'] and len(s) == 12 and not s.isna().any().any()
     assert set(s.y) == {0, 1} and s.y.dtype == np.int64
@@ -390,26 +420,40 @@ def test_it_learns(hospitals):
 def change(t, **columns): return dict(t, south=t['south'].assign(**columns))
 
 BAD = {
-    'no target': (lambda t: dict(t, south=t['south'].drop(columns='diagnosis')), "table 'south': has no target column 'diagnosis'"),
+    'no target': (lambda t: dict(t, south=t['south'].drop(columns='diagnosis')),
+                  "table 'south': has no target column 'diagnosis'"),
     'one class': (lambda t: change(t, diagnosis='benign'), "table 'south', column 'diagnosis': has one class only"),
-    'no class': (lambda t: change(t, diagnosis=None), "table 'south', column 'diagnosis': has one class only .all missing"),
-    'three classes': (lambda t: {k: v.assign(diagnosis=np.arange(len(v)) % 3) for k, v in t.items()}, 'has 3 different values, expected two'),
-    'regression': (lambda t: {k: v.assign(diagnosis=np.arange(len(v)) / 7) for k, v in t.items()}, 'different numbers are a regression target; merge needs two classes'),
-    'other target values': (lambda t: change(t, diagnosis=lambda v: v.diagnosis.str.upper()), "table 'south' has the values"),
-    'text for numbers': (lambda t: change(t, **{'mean texture': 'x'}), "'mean texture': numbers in table 'north' and text such as 'x' in table 'south'"),
-    'truth values for text': (lambda t: change(t, size=True), "'size': truth values in table 'south' and text such as '.*' in table 'north'"),
-    'codes': (lambda t: change(t, **{'worst texture': lambda v: v['worst texture'].astype(object).where(v.index != 2, 'n/a')}), "table 'south', column 'worst texture': .* but not 'n/a'"),
-    'identifier': (lambda t: change(t, who=lambda v: [f'p{i}' for i in v.index]), "table 'south', column 'who': .* identifier"),
-    'infinite': (lambda t: change(t, **{'mean texture': lambda v: v['mean texture'].replace(v['mean texture'].max(), np.inf)}), "table 'south', column 'mean texture': has infinite values"),
+    'no class': (lambda t: change(t, diagnosis=None),
+                 "table 'south', column 'diagnosis': has one class only .all missing"),
+    'three classes': (lambda t: {k: v.assign(diagnosis=np.arange(len(v)) % 3) for k, v in t.items()},
+                      'has 3 different values, expected two'),
+    'regression': (lambda t: {k: v.assign(diagnosis=np.arange(len(v)) / 7) for k, v in t.items()},
+                   'different numbers are a regression target; merge needs two classes'),
+    'other target values': (lambda t: change(t, diagnosis=lambda v: v.diagnosis.str.upper()),
+                            "table 'south' has the values"),
+    'text for numbers': (lambda t: change(t, **{'mean texture': 'x'}),
+                         "'mean texture': numbers in table 'north' and text such as 'x' in table 'south'"),
+    'truth values for text': (lambda t: change(t, size=True),
+                              "'size': truth values in table 'south' and text such as '.*' in table 'north'"),
+    'codes': (lambda t: change(t, **{'worst texture': lambda v: v['worst texture'].astype(object).where(v.index != 2,
+        'n/a')}), "table 'south', column 'worst texture': .* but not 'n/a'"),
+    'identifier': (lambda t: change(t, who=lambda v: [f'p{i}' for i in v.index]),
+                   "table 'south', column 'who': .* identifier"),
+    'infinite': (lambda t: change(t, **{'mean texture': lambda v: v['mean texture'].replace(v['mean texture'].max(),
+        np.inf)}), "table 'south', column 'mean texture': has infinite values"),
     'empty': (lambda t: dict(t, south=t['south'].iloc[:0]), "table 'south': has no rows"),
-    'twice': (lambda t: dict(t, south=pd.concat([t['south'], t['south'][['size']]], axis=1)), "table 'south': column 'size' occurs twice"),
-    'unnamed': (lambda t: dict(t, south=t['south'].rename(columns={'size': 'Unnamed: 3'})), "table 'south': a column is called 'Unnamed: 3'"),
-    'number as name': (lambda t: dict(t, south=t['south'].rename(columns={'size': 63})), "table 'south': a column is called 63"),
+    'twice': (lambda t: dict(t, south=pd.concat([t['south'], t['south'][['size']]], axis=1)),
+              "table 'south': column 'size' occurs twice"),
+    'unnamed': (lambda t: dict(t, south=t['south'].rename(columns={'size': 'Unnamed: 3'})),
+                "table 'south': a column is called 'Unnamed: 3'"),
+    'number as name': (lambda t: dict(t, south=t['south'].rename(columns={'size': 63})),
+                       "table 'south': a column is called 63"),
     'no table': (lambda t: dict(t, south=3), "table 'south': got int"),
     'none': (lambda t: {}, 'tables: got none'),
     'a frame': (lambda t: t['south'], 'tables: got DataFrame'),
     'only the target': (lambda t: {'a': t['south'][['diagnosis']]}, 'no column beside the target'),
-    'mostly holes': (lambda t: {'a': t['south'][['diagnosis']].assign(x=lambda v: np.where(v.index < 20, v.index / 7, np.nan))}, "table 'a': no column is filled"),
+    'mostly holes': (lambda t: {'a': t['south'][['diagnosis']].assign(x=lambda v: np.where(v.index < 20, v.index / 7,
+        np.nan))}, "table 'a': no column is filled"),
 }
 
 
@@ -420,15 +464,18 @@ def test_bad_tables(hospitals, case):
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('name, value', dict(rows=1, steps=-1, borrow=1, realism=-1., lr=0, harden=2, batch=1, present=0, hide=1., choose=-1).items())
+@pytest.mark.parametrize('name, value', dict(rows=1, steps=-1, borrow=1, realism=-1., lr=0, harden=2, batch=1,
+                                             present=0, hide=1., choose=-1).items())
 def test_bad_settings(hospitals, name, value):
-    with pytest.raises(ValueError, match=f'^{name}: got {value}'): MergeTables(**{**QUICK, name: value}).fit(hospitals, 'diagnosis')
+    with pytest.raises(ValueError, match=f'^{name}: got {value}'):
+        MergeTables(**{**QUICK, name: value}).fit(hospitals, 'diagnosis')
 
 
 def test_bad_risk_and_names(hospitals):
     for risk in ('nonsense', 'cvar(2)', 'groupdro'):
         with pytest.raises(ValueError): MergeTables(**QUICK, risk=risk).fit(hospitals, 'diagnosis')
-    with pytest.raises(ValueError, match="no table has a column 'x'"): MergeTables(**QUICK, kinds=dict(x='category')).fit(hospitals, 'diagnosis')
+    with pytest.raises(ValueError, match="no table has a column 'x'"):
+        MergeTables(**QUICK, kinds=dict(x='category')).fit(hospitals, 'diagnosis')
 
 
 # Questions: refused, and taken with `accept`
@@ -437,18 +484,30 @@ def south(t, **columns): return dict(t, south=t['south'].assign(**columns))
 def order_of(v): return np.arange(len(v))
 
 QUESTIONS = {  # change, column or table to accept, what is said
-    'kPa beside mmHg': (lambda t: south({k: v.assign(bp=np.random.default_rng(0).normal(125, 9, len(v)).round()) for k, v in t.items()}, bp=lambda v: np.random.default_rng(1).normal(125, 9, len(v)).round() / 7.5), 'bp', 'the same unit'),
-    'another unit': (lambda t: south(t, **{'mean smoothness': lambda v: v['mean smoothness'] * 1000}), 'mean smoothness', "the median is .* in table 'north' and .* in table 'south': the same unit"),
-    '-999': (lambda t: south(t, **{'mean texture': lambda v: v['mean texture'].fillna(-999)}), 'mean texture', r'-999 in \d+ of \d+ rows .* --missing mean texture=-999'),
-    'zero as missing': (lambda t: south(t, weight=lambda v: np.where(order_of(v) % 9, 60. + order_of(v) % 37, 0)), 'weight', 'missing'),
+    'kPa beside mmHg': (lambda t: south({k: v.assign(bp=np.random.default_rng(0).normal(125, 9, len(v)).round()) for k,
+                                         v in t.items()}, bp=lambda v: np.random.default_rng(1).normal(125, 9,
+                                             len(v)).round() / 7.5), 'bp', 'the same unit'),
+    'another unit': (lambda t: south(t, **{'mean smoothness': lambda v: v['mean smoothness'] * 1000}),
+                     'mean smoothness', "the median is .* in table 'north' and .* in table 'south': the same unit"),
+    '-999': (lambda t: south(t, **{'mean texture': lambda v: v['mean texture'].fillna(-999)}), 'mean texture',
+             r'-999 in \d+ of \d+ rows .* --missing mean texture=-999'),
+    'zero as missing': (lambda t: south(t, weight=lambda v: np.where(order_of(v) % 9, 60. + order_of(v) % 37, 0)),
+                        'weight', 'missing'),
     'patient numbers': (lambda t: south(t, nr=lambda v: 4711 + order_of(v)), 'nr', 'an identifier'),
     'zip codes': (lambda t: south(t, zip=lambda v: 10000 + order_of(v) * 7919 % 80000 // 3), 'zip', 'postal code'),
-    'dates': (lambda t: south(t, visit=lambda v: [f'2024-0{1 + i % 9}-11' for i in order_of(v)]), 'visit', "dates such as 2024-01-11"),
-    'time to event': (lambda t: south(t, time=lambda v: 3 * (order_of(v) % 50)), 'time', 'known only after the outcome'),
-    'two spellings': (lambda t: dict(t, south=t['south'].rename(columns={'mean texture': 'Mean Texture '})), 'Mean Texture ', "'mean texture' of table 'north' and 'Mean Texture ' of table 'south': the same"),
-    'no shared column': (lambda t: dict(t, south=t['south'][['worst texture', 'worst compactness', 'diagnosis']]), 'south', 'shares no column'),
-    'four rows': (lambda t: dict(t, south=t['south'].groupby('diagnosis').head(2)), 'south', '4 rows, 2 of the rarer class, are too few'),
-    'two ill': (lambda t: dict(t, south=t['south'][(t['south'].diagnosis == 'benign') | (t['south'].diagnosis == 'malignant').cumsum().le(2)]), 'south', '2 of the rarer class'),
+    'dates': (lambda t: south(t, visit=lambda v: [f'2024-0{1 + i % 9}-11' for i in order_of(v)]), 'visit',
+              "dates such as 2024-01-11"),
+    'time to event': (lambda t: south(t, time=lambda v: 3 * (order_of(v) % 50)), 'time',
+                      'known only after the outcome'),
+    'two spellings': (lambda t: dict(t, south=t['south'].rename(columns={'mean texture': 'Mean Texture '})),
+                      'Mean Texture ',
+                      "'mean texture' of table 'north' and 'Mean Texture ' of table 'south': the same"),
+    'no shared column': (lambda t: dict(t, south=t['south'][['worst texture', 'worst compactness', 'diagnosis']]),
+                         'south', 'shares no column'),
+    'four rows': (lambda t: dict(t, south=t['south'].groupby('diagnosis').head(2)), 'south',
+                  '4 rows, 2 of the rarer class, are too few'),
+    'two ill': (lambda t: dict(t, south=pd.concat([v.head(n) for n, (_, v) in zip((40, 2), t['south'].groupby('diagnosis'))])),
+                'south', '2 of the rarer class'),
 }
 
 
@@ -463,14 +522,21 @@ def test_questions(hospitals, case):
 
 
 def test_too_many_columns(hospitals):
-    wide = {k: pd.concat([t, pd.DataFrame(np.zeros((len(t), 5000)), columns=[f'c{i}' for i in range(5000)])], axis=1) for k, t in hospitals.items()}
-    with pytest.raises(ValueError, match='have 5013 columns, expected at most 1000'): MergeTables(**QUICK).fit(wide, 'diagnosis')
+    wide = {k: pd.concat([t, pd.DataFrame(np.zeros((len(t), 5000)), columns=[f'c{i}' for i in range(5000)])], axis=1)
+            for k, t in hospitals.items()}
+    with pytest.raises(ValueError, match='have 5013 columns, expected at most 1000'):
+        MergeTables(**QUICK).fit(wide, 'diagnosis')
 
 
 def test_what_only_warns(hospitals):
-    with pytest.warns(UserWarning, match="^column 'size': 'L.* in table 'south' and .* in table 'north'; are the codes the same"): union_schema(change(hospitals, size=lambda v: v['size'].str.upper()), 'diagnosis')
-    with pytest.warns(UserWarning, match="^table 'south', column 'mean symmetry': is constant .0.2. and can teach nothing there$"): union_schema(change(hospitals, **{'mean symmetry': .2}), 'diagnosis')
-    with pytest.warns(UserWarning, match='3 rows without a target'): MergeTables(**QUICK).fit(change(hospitals, diagnosis=lambda v: v.diagnosis.where(v.index > 2)), 'diagnosis')
+    with pytest.warns(UserWarning, match="^column 'size': 'L.* in table 'south' and .* in table 'north'; are the "
+                                         "codes the same"):
+        union_schema(change(hospitals, size=lambda v: v['size'].str.upper()), 'diagnosis')
+    with pytest.warns(UserWarning, match="^table 'south', column 'mean symmetry': is constant .0.2. and can teach "
+                                         "nothing there$"):
+        union_schema(change(hospitals, **{'mean symmetry': .2}), 'diagnosis')
+    with pytest.warns(UserWarning, match='3 rows without a target'):
+        MergeTables(**QUICK).fit(change(hospitals, diagnosis=lambda v: v.diagnosis.where(v.index > 2)), 'diagnosis')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         union_schema(hospitals, 'diagnosis')
