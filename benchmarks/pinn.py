@@ -127,6 +127,7 @@ def against(rows, column, rivals):
 def prices(rows, column='inside worst', rivals=('grid', 'dense', 'best of 50', 'values', 'mixed')):
     "Worst error, seconds to make the points and to train once; trainings from which distilled points are cheaper."
     frame = pd.DataFrame(rows)
+    frame = frame[~frame.method.str.contains(',')].copy()
     alike = frame.groupby(['pde', 'points']).seconds_training.transform('mean')      # for rows that did not measure it
     frame['seconds_training'] = frame.seconds_training.fillna(alike)
     frame = frame[frame.seconds_training.notna() & frame.method.isin(['distilled', *rivals])]

@@ -27,7 +27,7 @@ from .risk import CVaR, Risk
 
 # %% ../nbs/76_collocation.ipynb #1d9d4647
 def _grid(d, n, rng):
-    "A lattice with sides as equal as fit, the first ones longer; conditions include the edges. What is left is a Sobol sequence."
+    "A lattice with sides as equal as fit, the first ones longer; conditions include the edges. The rest: Sobol."
     side = math.floor(n ** (1 / d) + 1e-9)
     sides = [side] * d
     for k in range(d):
@@ -43,6 +43,7 @@ SAMPLERS = dict(
     sobol=lambda d, n, rng: qmc.Sobol(d, seed=rng).random_base2(max(1, math.ceil(math.log2(n))))[:n],
     grid=_grid)
 
+# %% ../nbs/76_collocation.ipynb #5d5ab008
 def _cube(pde, n, kind, *keys):
     "n points in the unit cube of coordinates and conditions."
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator('points', *keys))))
@@ -61,7 +62,7 @@ def sample_points(
     seed=0,
     labels=0,        # how many of them are value points, labelled by the reference solution
 ) -> Points:
-    "Points spread over space, time and the training family. Raises `ValueError` for an unknown kind or impossible numbers."
+    "Points spread over space, time and the training family. Raises `ValueError` for an unknown kind or number."
     n, labels = count('points', n, 1), count('labels', labels, 0)
     if kind not in SAMPLERS: raise ValueError(f'kind: got {kind!r}, expected one of {", ".join(SAMPLERS)}')
     if labels > n: raise ValueError(f'labels: got {labels}, expected at most the number of points, {n}')
@@ -71,6 +72,7 @@ def sample_points(
     for i in range(labels): points.target[i] = _solution_at(pde, q[i], c[i:i + 1])
     return points
 
+# %% ../nbs/76_collocation.ipynb #21e80c55
 def collocation(pde, q, c, **provenance):
     "Collocation points of weight 1 at q (n, 2) under conditions c (n, k)."
     zero = q.new_zeros(len(q), len(pde.fields)).squeeze(-1)
@@ -92,7 +94,7 @@ class Distillation:
     risk: Risk = dataclasses.field(default_factory=lambda: CVaR(.2))   # over the conditions' errors; or its text
     learn: tuple = ('points', 'weights')   # and 'targets': residuals f_i other than zero
     objective: str = 'error'    # 'error' against the reference solver, or 'residual' (no solver)
-    unroll: int = 1             # training steps that are differentiated, counted from the last; 15: the exact derivative
+    unroll: int = 1             # last training steps that are differentiated; 15: the exact derivative
     damping: tuple = (10., .01) # of the training: a distilled set suffers less from a close fit than a sampled one
     lr: float = .12             # of the points, in logits; weights move at half of it, targets at a quarter
     conditions: int = 32        # training conditions, and as many for validation
@@ -129,7 +131,8 @@ class _Set:
         self.pde, self.value, self.how = pde, points.value, how
         self.raw = torch.logit(s.clamp(.01, .99)).requires_grad_()
         self.log_weight, self.target = points.weight.log().requires_grad_(), points.target.clone().requires_grad_()
-        rates = dict(points=(self.raw, how.lr), weights=(self.log_weight, how.lr / 2), targets=(self.target, how.lr / 4))
+        rates = dict(points=(self.raw, how.lr), weights=(self.log_weight, how.lr / 2),
+            targets=(self.target, how.lr / 4))
         learn = set(how.learn) | ({'targets'} if points.value.any() else set())
         self.groups = [dict(params=[p], lr=lr) for k, (p, lr) in rates.items() if k in learn]
     def points(self):
@@ -157,8 +160,8 @@ def distill_points(
     for i in tqdm(range(how.steps + 1), desc=f'{pde.name}, {n} points', disable=not progress, leave=False):
         if i % 10 == 0 or i == how.steps: best = _try(pde, current, val, how, seed, i, best, history)
         if i < how.steps: _improve(pde, current, train, how, seed, i, opt)
-    about = dict(pde=pde.name, method='distilled', seed=seed, labels=labels, family=pde.family, how=repr(how), history=history)
-    return dataclasses.replace(best[1].to('cpu'), provenance=about)
+    about = dict(method='distilled', seed=seed, labels=labels, family=pde.family, how=repr(how), history=history)
+    return dataclasses.replace(best[1].to('cpu'), provenance=dict(pde=pde.name, **about))
 
 # %% ../nbs/76_collocation.ipynb #98154066
 def _optimiser(current, how):
@@ -176,11 +179,13 @@ def _improve(pde, current, train, how, seed, i, opt):
     for g in current.groups: torch.nn.utils.clip_grad_norm_(g['params'], 1.)
     for part in opt: part.step()
 
+# %% ../nbs/76_collocation.ipynb #4739d6b4
 @torch.no_grad()
 def _try(pde, current, val, how, seed, i, best, history):
     "The better of `best` and the current set, by the risk over the validation conditions."
     now, nets = current.points(), range(2)
-    try: value = sum(_value(how, val, fit(pde, now, seed, 'validation', k, damping=how.damping)).item() for k in nets) / 2
+    train = lambda k: fit(pde, now, seed, 'validation', k, damping=how.damping)
+    try: value = sum(_value(how, val, train(k)).item() for k in nets) / 2
     except ValueError: value = math.inf
     history.append(dict(step=i, risk=value if math.isfinite(value) else None))
     return (value, now) if value < best[0] else best
@@ -202,6 +207,7 @@ def rar(pde, n, seed):
         return points + collocation(pde, new.q[top], new.c[top])
     return change
 
+# %% ../nbs/76_collocation.ipynb #fecc90c5
 def rad(pde, n, seed):
     "A `change` for `fit` that draws the collocation points anew, by the size of the residual."
     def change(k, net, points):
@@ -214,8 +220,9 @@ def rad(pde, n, seed):
     return change
 
 # %% ../nbs/76_collocation.ipynb #2d01c44b
-def causal(epsilon=1.):
+def causal(pde, epsilon=1.):
     "A `change` for `fit` that weights points by how well all earlier ones are satisfied."
+    if pde.coordinates[1] != 't': raise ValueError(f'method: causal weights need a time, {pde.name} has none')
     def change(k, net, points):
         r = net.residual(points.q, points.c).detach().view(len(points), -1).square().mean(1)
         order, before = points.q[:, 1].argsort(), torch.empty_like(r)
@@ -224,6 +231,7 @@ def causal(epsilon=1.):
         return dataclasses.replace(points, weight=weight)
     return change
 
+# %% ../nbs/76_collocation.ipynb #90563d24
 def adapted(
     pde, points, change,   # e.g. `rar(pde, n, seed)`
     *keys, **kwargs,       # for `fit`
@@ -264,14 +272,17 @@ def best_of(pde, n, seed, labels=0, tries=50, how=None):
     train = lessons(pde, seed, how)[0]
     def risk_of(i):
         with torch.no_grad():
-            return _value(how, train, fit(pde, sample_points(pde, n, 'sobol', (seed, i)), seed, 'try', i, damping=how.damping))
+            return _value(how, train, fit(pde, sample_points(pde, n, 'sobol', (seed, i)), seed, 'try', i,
+                damping=how.damping))
     i = min(range(tries), key=lambda i: risk_of(i).item())
     return sample_points(pde, n, 'sobol', (seed, i), labels)
 
 # %% ../nbs/76_collocation.ipynb #21bcd7b2
-METHODS = ('untrained', *SAMPLERS, 'rar', 'rad', 'rar at once', 'rad at once', 'causal', 'best of 50', 'dense', 'values',
+METHODS = ('untrained', *SAMPLERS, 'rar', 'rad', 'rar at once', 'rad at once', 'causal', 'best of 50', 'dense',
+    'values',
            'mixed', 'distilled')
 
+# %% ../nbs/76_collocation.ipynb #2ca761d5
 def prepare(
     pde, method,    # one of METHODS
     n=64, seed=0, labels=0,
@@ -282,28 +293,32 @@ def prepare(
 ) -> tuple: # (points, keyword arguments for `fit`)
     "A method's points and how to train on them. Raises `ValueError` for an unknown name."
     if method not in METHODS: raise ValueError(f'method: got {method!r}, expected one of {", ".join(METHODS)}')
-    if method == 'causal' and pde.coordinates[1] != 't':
-        raise ValueError(f'method: causal weights need a time, {pde.name} has none')
     how, damped = how or Distillation(), dict(damping=damping)
-    if method == 'distilled': return distill_points(pde, n, seed, labels, how, progress, device), dict(damping=how.damping)
+    if method == 'distilled': return distill_points(pde, n, seed, labels, how, progress,
+        device), dict(damping=how.damping)
     if method[:3] in ('rar', 'rad'): return _adaptive(pde, method, n, seed, labels, damped)
-    if method == 'best of 50': return best_of(pde, n, seed, labels, how=dataclasses.replace(how, damping=damping)), damped
-    if method == 'causal': damped['change'] = causal()
-    sobol = lambda m: sample_points(pde, m, method if method in SAMPLERS else 'sobol', seed, labels)
-    if method in ('values', 'mixed'):
-        rows = solver_values(pde, seed, how)
-        if method == 'mixed': rows = rows + sample_points(pde, len(rows), 'sobol', seed)
-        return rows, BATCHED | dict(change=batches(rows, seed))
-    return sobol(8 * n if method == 'dense' else n), dict(steps=0) if method == 'untrained' else damped
+    if method == 'best of 50': return best_of(pde, n, seed, labels,
+        how=dataclasses.replace(how, damping=damping)), damped
+    if method in ('values', 'mixed'): return _informed(pde, method, seed, how)
+    damped |= dict(change=causal(pde)) if method == 'causal' else dict(steps=0) if method == 'untrained' else {}
+    kind, m = method if method in SAMPLERS else 'sobol', 8 * n if method == 'dense' else n
+    return sample_points(pde, m, kind, seed, labels), damped
 
 # %% ../nbs/76_collocation.ipynb #0637eb36
+def _informed(pde, method, seed, how):
+    "All solver values, for 'mixed' beside as many Sobol points, and how to train on them in batches."
+    rows = solver_values(pde, seed, how)
+    if method == 'mixed': rows = rows + sample_points(pde, len(rows), 'sobol', seed)
+    return rows, BATCHED | dict(change=batches(rows, seed))
+
 def _adaptive(pde, method, n, seed, labels, damped):
-    "Points of RAR, which begins with half of them, or RAD; or the rule itself, to act in the training that is examined."
+    "Points of RAR, which begins with half of them, or RAD; or the rule itself, to act in the examined training."
     rule = dict(rar=rar, rad=rad)[method[:3]](pde, n, seed)
     start = sample_points(pde, max(labels, n // 2, 1) if method[:3] == 'rar' else n, 'sobol', seed, labels)
     if method.endswith('at once'): return start, damped | dict(change=rule)
     return adapted(pde, start, rule, seed, 'adapt', **damped), damped
 
+# %% ../nbs/76_collocation.ipynb #cce42c5d
 def tune(
     pde,
     method='sobol',              # one of METHODS
@@ -329,20 +344,28 @@ def compare_points(
     networks=2,      # freshly drawn networks, averaged
     fitter=fit,      # the training, called as fitter(pde, points, *keys, **arguments)
     **settings,      # for `prepare`, where names are given
-) -> list: # of dicts: pde, method, seed, points, process seconds of one training, and for each exam those of `Exam.report`
+) -> list: # of dicts: pde, method, seed, points, process seconds of one training, and each exam's `Exam.report`
     "Train on every set and examine."
     if not isinstance(methods, dict): methods = {m: prepare(pde, m, seed=seed, **settings) for m in methods}
     rows = []
     for name, (points, kwargs) in methods.items():
         start = time.process_time()
         nets = [fitter(pde, points, seed, 'test', k, **kwargs) for k in range(networks)]
-        rows.append(dict(pde=pde.name, method=name, seed=seed, points=len(points),
-                         seconds_training=(time.process_time() - start) / networks))
-        for exam_name, exam in exams.items():
-            reports = [exam.report(net) for net in nets]
-            rows[-1] |= {f'{exam_name} {k}': None if reports[0][k] is None else sum(r[k] for r in reports) / networks
-                         for k in reports[0]}
+        seconds = (time.process_time() - start) / networks
+        row = dict(pde=pde.name, method=name, seed=seed, points=len(points), seconds_training=seconds)
+        rows.append(row | _examine(nets, exams))
     return rows
+
+# %% ../nbs/76_collocation.ipynb #e9d30ea1
+def _examine(nets, exams):
+    "Means over the networks, for every number of every exam."
+    found = {}
+    for name, exam in exams.items():
+        reports = [exam.report(net) for net in nets]
+        for k in reports[0]:
+            values = [r[k] for r in reports]
+            found[f'{name} {k}'] = None if None in values else sum(values) / len(nets)
+    return found
 
 # %% ../nbs/76_collocation.ipynb #27d7a472
 def break_even(
@@ -360,13 +383,14 @@ def plot_points(
     points,        # `Points`
     axes=None,     # two matplotlib axes
 ):
-    "Coordinates, and the first two components of the conditions in the family's box; area is weight, squares are value points."
+    "Coordinates, and the first two components of the conditions; area is weight, squares are value points."
     if axes is None: _, axes = plt.subplots(1, 2, figsize=(7, 2.8), dpi=90, layout='constrained')
     names, colour = list(pde.family), pde.scaled(points.c)[:, 0]
     for ax, p, labels in (axes[0], points.q, pde.coordinates), (axes[1], points.c, names):
         for mask, marker in (~points.value, 'o'), (points.value, 's'):
             if not mask.any(): continue
-            seen = ax.scatter(p[mask, 0], p[mask, min(1, p.shape[1] - 1)], s=4 + 14 * points.weight[mask], c=colour[mask],
+            seen = ax.scatter(p[mask, 0], p[mask, min(1, p.shape[1] - 1)], s=4 + 14 * points.weight[mask],
+                c=colour[mask],
                               cmap='viridis', vmin=-1, vmax=1, marker=marker, lw=0, alpha=.85)
         ax.set(xlabel=labels[0], ylabel=labels[min(1, len(labels) - 1)])
     axes[0].figure.colorbar(seen, ax=axes[1], label=f'{names[0]} (family: -1 to 1)')
@@ -387,8 +411,10 @@ def pays(rows):
     "For each rival with a larger mean worst error inside: trainings after which distilled points are cheaper. As text."
     mean = pd.DataFrame(rows).groupby('method')[['inside worst', 'seconds_points', 'seconds_training']].mean()
     cost = lambda m: mean.loc[m, ['seconds_points', 'seconds_training']]
-    better = [m for m in mean.index if mean.loc[m, 'inside worst'] <= mean.loc['distilled', 'inside worst'] and m != 'distilled']
-    dearer = {m: break_even(*cost('distilled'), *cost(m)) for m in ('dense', 'mixed', 'values') if m in mean.index and m not in better}
+    worst = mean['inside worst'].drop('distilled')
+    better = list(worst.index[worst <= mean.loc['distilled', 'inside worst']])
+    others = [m for m in ('dense', 'mixed', 'values') if m in worst.index and m not in better]
+    dearer = {m: break_even(*cost('distilled'), *cost(m)) for m in others}
     return (f'smaller worst error than distilled: {", ".join(better) or "none"}; distilled pays after '
             + (', '.join(f'{k:.0f} trainings ({m})' for m, k in dearer.items()) or 'no number of trainings'))
 
@@ -417,8 +443,9 @@ def do_pinn(a):
 def _validation(points): return min(h['risk'] for h in points.provenance['history'] if h['risk'] is not None)
 
 def _report_command(a, pde, out, rows, points, damping):
-    print(f'{pde.name}, {a.points} points, {a.seeds} seed(s), last damping of the samplers {damping[1]:g} (tuned); relative L2 '
-          f'errors under 64 conditions inside and 64 outside of the training family:\n{summarise(rows)}\n{pays(rows)}')
+    print(f'{pde.name}, {a.points} points, {a.seeds} seed(s), last damping of the samplers {damping[1]:g} (tuned); '
+          f'relative L2 errors under 64 conditions inside and 64 outside of the training family:\n'
+          f'{summarise(rows)}\n{pays(rows)}')
     _write_folder(out, lambda folder: _write_result(folder, pde, points, rows, a, damping))
     print(f'Written: {out}')
 
@@ -461,7 +488,8 @@ def add_command(
     commands,  # what `argparse.ArgumentParser.add_subparsers` returned
 ):
     "Add `pinn` to a command line; the parsed arguments get `do`."
-    p = commands.add_parser('pinn', help='distil collocation points for PINNs across boundary conditions', description=do_pinn.__doc__)
+    p = commands.add_parser('pinn', help='distil collocation points for PINNs across boundary conditions',
+        description=do_pinn.__doc__)
     for name, (default, text) in OPTIONS.items():
         p.add_argument(f'--{name}', type=type(default), default=default, help=f'{text} (default: %(default)s)')
     p.add_argument('--out', required=True, help='folder for the result; must not exist yet')

@@ -36,6 +36,7 @@ def _slope(f, axis):
         return jvp(f, (q,), (unit.expand_as(q),))[1]
     return slope
 
+# %% ../nbs/09_equations.ipynb #a5034b3e
 def taylor(
     f,      # (n, 2) -> (n, ...), one sample a row
     q,      # (n, 2) coordinates
@@ -79,6 +80,7 @@ def count(name, value, least):
         raise ValueError(f'{name}: got {value!r}, expected a whole number of at least {least}')
     return int(value)
 
+# %% ../nbs/09_equations.ipynb #991abca4
 @dataclass(frozen=True)
 class Wall:
     "a u + b u_x = value(t, c) at one end; without a value it is 0."
@@ -92,8 +94,8 @@ class Wall:
 
 # %% ../nbs/09_equations.ipynb #a348c67e
 class PDE:
-    """An equation with a family of conditions. `initial(z, c)` (z (n,) in [0, 1], c (n, k)), `family` (name -> (low, high))
-    and `walls` (two `Wall`s, or None: periodic) replace the built-in ones; a system has several `fields`.
+    """An equation with a family of conditions. `initial(z, c)` (z (n,) in [0, 1], c (n, k)), `family` (name to (low,
+    high)) and `walls` (two `Wall`s, or None: periodic) replace the built-in ones; a system has several `fields`.
 
     Raises `ValueError` for numbers that are not finite, empty ranges, and conditions that contradict each other."""
     name, fields, coordinates = '', ('u',), ('x', 't')
@@ -127,6 +129,7 @@ def _parse(pde, name):
                          f'and coordinates ({", ".join(pde.coordinates)}), e.g. {pde.fields[0]}_{pde.coordinates[0]}')
     return pde.fields.index(field), tuple(letters.count(k) for k in pde.coordinates)
 
+# %% ../nbs/09_equations.ipynb #20b24a85
 @patch
 def _find_derivatives(self: PDE):
     "`reads`: name -> (field, multi-index) of every derivative in the residual; `index`: all that have to be computed."
@@ -179,12 +182,14 @@ def check(self: PDE, c):
     "`c` as a float64 tensor (m, k). Raises `ValueError` for a wrong shape or numbers that are not finite."
     c = torch.as_tensor(c, dtype=torch.float64)
     if c.dim() != 2 or c.shape[1] != len(self.family) or len(c) < 1:
-        raise ValueError(f'conditions: got shape {tuple(c.shape)}, expected (m, {len(self.family)}): {", ".join(self.family)}')
+        wanted = f'(m, {len(self.family)}): {", ".join(self.family)}'
+        raise ValueError(f'conditions: got shape {tuple(c.shape)}, expected {wanted}')
     bad = ~c.isfinite().all(1)
     if bad.any():
         raise ValueError(f'conditions: row {int(bad.nonzero()[0])} is {c[bad][0].tolist()}, expected finite numbers')
     return c
 
+# %% ../nbs/09_equations.ipynb #ed3b18b9
 @patch
 def check_family(self: PDE):
     for k, (a, b) in self.family.items():
@@ -192,8 +197,8 @@ def check_family(self: PDE):
             raise ValueError(f'family: {k} is ({a:g}, {b:g}), expected two finite numbers, the lower first')
 
 @patch
-def corners(self: PDE): return self.unscaled(torch.cartesian_prod(*[torch.tensor([-1., 1.], dtype=torch.float64)] *
-                                             len(self.family)).reshape(-1, len(self.family)))
+def corners(self: PDE):
+    return torch.cartesian_prod(*torch.stack(self._box(torch.zeros(0).double()), 1)).view(-1, len(self.family))
 
 # %% ../nbs/09_equations.ipynb #38c35398
 @patch
@@ -218,7 +223,7 @@ def check_ends(self: PDE):
     "The initial condition has to agree with the walls."
     c, text = self.corners(), f'{self.name}, initial: '
     if self.walls is None:
-        (left, _), (right, _) = (self._end(Wall(), end, c) for end in (0., 1.))
+        left, right = (self._end(Wall(), end, c)[0] for end in (0., 1.))
         if not ((left - right).abs() < 1e-6).all():
             raise ValueError(f'{text}is {left[0, 0]:g} at the left end and {right[0, 0]:g} at the right, but the '
                              'boundary condition is periodic')
@@ -243,7 +248,7 @@ def features(self: PDE, q):
     "What the network sees of the coordinates."
     z, t = self.position(q), self.unit(q)[:, 1]
     if self.walls is None: return torch.stack([torch.cos(2 * math.pi * z), torch.sin(2 * math.pi * z), t], 1)
-    left, right = (s is not None for s in self._slopes())
+    left, right = (w.b != 0 for w in self.walls)
     if not (left or right): return self.unit(q)
     y = z if left else 1 - z
     pair = (3 * y**2 - 2 * y**3, (4 * y * (1 - y))**2) if left and right else (y**2, y**3)
@@ -256,15 +261,15 @@ def bubble(self: PDE, q):
     t = q[:, 1] - self.low[1]
     if self.walls is None: return t
     z, (left, right) = self.position(q), self._slopes()
-    s0 = 0. if left is None else left + (right is None)
-    s1 = 0. if right is None else right - (left is None)
+    s0, s1 = 0. if left is None else left + (right is None), 0. if right is None else right - (left is None)
     for y, s in (z, left), (1 - z, right):
         if s is None: t = 2 * t * y
     return t * torch.exp(s0 * z + (s1 - s0) * z**2 / 2)
 
+# %% ../nbs/09_equations.ipynb #13d257d5
 @patch
 def lift(self: PDE, q, c):
-    "A function with the right values at the start and at the walls: the initial profile, plus what the walls change later."
+    "A function with the right values at the start and at the walls: the initial profile, plus what walls change later."
     z, u = self.position(q), self.initial(self.position(q), c)
     if self.walls is None: return u
     start = torch.full_like(z, self.low[1])
@@ -278,7 +283,8 @@ def lift(self: PDE, q, c):
 def _wall_shapes(self: PDE):
     "Coefficients of 1, z, z^2 for the two parabolas."
     length, (l, r) = self.high[0] - self.low[0], self.walls
-    rows = torch.tensor([[l.a, l.b / length, 0.], [r.a, r.a + r.b / length, r.a + 2 * r.b / length]], dtype=torch.float64)
+    rows = torch.tensor([[l.a, l.b / length, 0.], [r.a, r.a + r.b / length, r.a + 2 * r.b / length]],
+        dtype=torch.float64)
     return torch.linalg.pinv(rows).T.tolist()
 
 @patch
@@ -290,8 +296,9 @@ def energy(self: PDE, u, dx):
 # %% ../nbs/09_equations.ipynb #c738ac60
 @patch
 def reference(self: PDE, x, t, c):
-    "Solution (m, nx, nt), or (m, nx, nt, F), for the conditions c (m, k) on the grid x, t; refined until it is resolved."
-    return resolved(self, lambda n: solve(self, x, t, c, n, 2 * n), most=512)
+    "Solution (m, nx, nt), or (m, nx, nt, F), for conditions c (m, k) on the grid x, t; refined until resolved."
+    most = 1024 if self.walls is None else 512           # Fourier points are cheaper than Chebyshev points
+    return resolved(self, lambda n: solve(self, x, t, c, n, 2 * n), most=most)
 
 # %% ../nbs/09_equations.ipynb #2ae8325b
 class Heat(PDE):
@@ -423,8 +430,9 @@ class _Driven:
     def __init__(self, **kwargs):
         drive = lambda k: lambda t, c: c[:, k] * torch.sin(math.pi / 2 * c[:, 2] * t)**2
         super().__init__(**dict(walls=tuple(Wall(**self.kind, value=drive(k)) for k in (0, 1))) | kwargs)
-    def initial(self, z, c): return profile(z, c.new_tensor([[.5, 0., 0.]]).expand(len(z), 3), self.mode)
+    def initial(self, z, c): return .5 * torch.sin(self.mode * math.pi * z)
 
+# %% ../nbs/09_equations.ipynb #ecf90b1d
 class HeatWalls(_Driven, Heat):
     "`Heat` with driven temperatures at both ends."
     name = 'heat-walls'
@@ -453,6 +461,7 @@ def _own(text):
         raise ValueError(f'pde: {path} holds no class {name!r} made from `PDE`')
     return getattr(module, name)
 
+# %% ../nbs/09_equations.ipynb #6ccdca13
 def make_pde(
     name,       # a name in `PDES`, 'file.py:Class' for your own, or a `PDE`
     **kwargs,   # its coefficients
@@ -473,6 +482,7 @@ def inside(
     sobol = qmc.Sobol(len(pde.family), seed=seed).random_base2(max(1, math.ceil(math.log2(m))))[:m]
     return pde.unscaled(torch.from_numpy(2 * sobol - 1))
 
+# %% ../nbs/09_equations.ipynb #b524d731
 def outside(
     pde, m,
     *keys,       # name of the random stream
@@ -481,7 +491,8 @@ def outside(
 ) -> torch.Tensor: # (m, k)
     "Conditions at distances evenly between 0 and `reach` from the training family."
     names, g = list(pde.family), generator('outside', *keys)
-    if along is not None and along not in names: raise ValueError(f'along: got {along!r}, expected one of {", ".join(names)}')
+    if along is not None and along not in names:
+        raise ValueError(f'along: got {along!r}, expected one of {", ".join(names)}')
     s = 2 * torch.rand(m, len(names), generator=g, dtype=torch.float64) - 1
     sign = torch.randint(2, (m,), generator=g) * 2 - 1
     axis = torch.arange(m) % len(names) if along is None else torch.full((m,), names.index(along))

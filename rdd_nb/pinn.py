@@ -58,7 +58,7 @@ def series_tanh(z, index):
 
 # %% ../nbs/75_pinn.ipynb #6fbdaf8d
 def _network(theta, h, index, layers=None):
-    "Taylor coefficients (s, n, F) of the output from those of the input; `layers` collects each linear layer's (input, output)."
+    "Taylor coefficients (s, n, F) of the output; `layers` collects the (input, output) of each linear layer."
     for l in range(0, len(theta), 2):
         z = h @ theta[l].T
         z = torch.cat([z[:1] + theta[l + 1], z[1:]])
@@ -79,7 +79,7 @@ def _assemble(pde, theta, inputs, layers=None):
 
 # %% ../nbs/75_pinn.ipynb #de6ddb5d
 class PINN:
-    "A conditioned network u(q, c) that meets the conditions of `pde` exactly; `theta` is the list of its weights and biases."
+    "A conditioned network u(q, c) that meets the conditions of `pde` exactly; `theta` lists its weights and biases."
     def __init__(self, pde, theta): self.pde, self.theta = pde, theta
 
     @classmethod
@@ -142,11 +142,12 @@ def save(self: Points, path):
 def load_points(path) -> Points:
     "Read what `Points.save` wrote. Raises `FileNotFoundError`, or `ValueError` for a file that is something else."
     tensors, meta = read_tensors(path)
-    if meta.get('format') != 'rdd_nb.pinn 1' or set(tensors) != set(FIELDS): raise ValueError(f'{path}: not a set of PINN points')
+    if meta.get('format') != 'rdd_nb.pinn 1' or set(tensors) != set(FIELDS):
+        raise ValueError(f'{path}: not a set of PINN points')
     lengths, finite = {len(v) for v in tensors.values()}, all(v.isfinite().all() for v in tensors.values())
     if len(lengths) > 1 or not finite or not (tensors['weight'] > 0).all():
-        raise ValueError(f'{path}: damaged: the arrays differ in length, or hold numbers that are not finite or weights '
-                         'that are not positive')
+        raise ValueError(f'{path}: damaged: the arrays differ in length, or hold numbers that are not finite or '
+                         'weights that are not positive')
     return Points(**tensors, provenance=json.loads(meta['provenance']))
 
 # %% ../nbs/75_pinn.ipynb #686a1794
@@ -194,17 +195,20 @@ def fit(
 ) -> PINN:
     "A network trained on the points by damped Gauss-Newton steps. Raises `ValueError` for no points, or divergence."
     count('steps', steps, 0)
-    if len(points) < 1: raise ValueError('points: got none, expected at least one')
+    if not len(points): raise ValueError('points: got none, expected at least one')
     net, inputs = PINN.new(pde, *keys, width=width, depth=depth, device=points.q.device), None
     for k in range(steps):
         old, points = points, change(k, net, points) if change else points
         if inputs is None or points.q is not old.q: inputs = _inputs(pde, points.q, points.c)
         mu = damping[0] * (damping[1] / damping[0])**(k / max(1, steps - 1))
         net = _update(net, points, inputs, mu, k >= steps - unroll)
-    if all(p.isfinite().all() for p in net.theta): return net
-    raise ValueError(f'{pde.name}: training diverged; more damping or fewer points of extreme weight may help')
+    return _finite(net)
 
 # %% ../nbs/75_pinn.ipynb #62379dff
+def _finite(net):
+    if all(p.isfinite().all() for p in net.theta): return net
+    raise ValueError(f'{net.pde.name}: training diverged; more damping or fewer points of extreme weight may help')
+
 def _update(net, points, inputs, mu, graph):
     "The network after one step; without `graph` nothing before it is remembered."
     theta = net.theta
@@ -217,7 +221,7 @@ def _update(net, points, inputs, mu, graph):
 
 # %% ../nbs/75_pinn.ipynb #df72f074
 class Exam:
-    "Conditions (m, k) with reference solutions on a grid. `errors(net)` are the relative L2 errors (m,), differentiable."
+    "Conditions (m, k) with reference solutions on a grid; `errors(net)` are relative L2 errors (m,), differentiable."
     def __init__(self, pde, c, nx=21, ny=11):
         self.pde, self.c = pde, pde.check(c)
         self.x, self.y = (torch.linspace(a, b, n, dtype=torch.float64) for a, b, n in zip(pde.low, pde.high, (nx, ny)))
@@ -240,7 +244,7 @@ class Exam:
 # %% ../nbs/75_pinn.ipynb #3f50d625
 @patch
 def energy_errors(self: Exam, net):
-    "Greatest difference of the energy curve from the reference's, relative to the initial energy; None without an energy."
+    "Greatest difference of the two energy curves, relative to the initial energy; None without an energy."
     if self.pde.energy is None: return None
     a, b = (self.pde.energy(u, float(self.x[1] - self.x[0])) for u in (self.predict(net), self.u))
     return (a - b).abs().amax(1) / b[:, 0].abs()
@@ -285,7 +289,8 @@ def plot_solution(
     found, true = (u[0].detach() if u.dim() == 3 else u[0, ..., 0].detach() for u in (exam.predict(net), exam.u))
     if axes is None: _, axes = plt.subplots(1, 3, figsize=(8.5, 2.2), dpi=90, layout='constrained')
     top, gap = true.abs().max(), (found - true).abs().max()
-    pictures = ('reference', true, top, 'PuOr'), ('network', found, top, 'PuOr'), ('difference', found - true, gap, 'RdBu_r')
+    pictures = ('reference', true, top, 'PuOr'), ('network', found, top, 'PuOr'), ('difference', found - true, gap,
+        'RdBu_r')
     for ax, (title, u, lim, cmap) in zip(axes, pictures):
         seen = ax.pcolormesh(exam.y, exam.x, u, vmin=-lim, vmax=lim, cmap=cmap, shading='gouraud')
         ax.figure.colorbar(seen, ax=ax)
@@ -302,7 +307,8 @@ def plot_distance(
     "Relative error of each condition against its distance from the training family."
     if ax is None: _, ax = plt.subplots(figsize=(4.5, 2.6), dpi=90, layout='constrained')
     d = exam.pde.distance(exam.c)
-    for (name, net), style in zip(nets.items(), (('#0072B2', 'o'), ('#D55E00', 's'), ('#009E73', 'D'), ('#CC79A7', '^'))):
+    for (name, net), style in zip(nets.items(), (('#0072B2', 'o'), ('#D55E00', 's'), ('#009E73', 'D'),
+        ('#CC79A7', '^'))):
         ax.plot(d, exam.errors(net), style[1], ms=3, color=style[0], label=name, alpha=.8)
     ax.set(xlabel='distance from the training family (half-widths)', ylabel='relative error', yscale='log')
     ax.legend(frameon=False, fontsize=7)

@@ -40,7 +40,7 @@ class _Fourier:
 def _apply(matrix, u): return torch.einsum('ij,mjf->mif', matrix, u)
 
 class _Chebyshev:
-    "An interval with walls: values at n + 1 Chebyshev points, of which the two at the walls follow from the conditions."
+    "An interval with walls: values at n + 1 Chebyshev points, of which those at the walls follow from the conditions."
     def __init__(self, pde, n):
         self.walls, length = pde.walls, pde.high[0] - pde.low[0]
         self.x = pde.low[0] + length * (1 - torch.cos(math.pi * torch.arange(n + 1, dtype=torch.float64) / n)) / 2
@@ -74,6 +74,7 @@ def diagonal(self: _Chebyshev, order):
     inverse = torch.linalg.inv(V)
     return values, lambda u: _apply(inverse, u), lambda y: _apply(V, y)
 
+# %% ../nbs/08_spectral.ipynb #7a9f8220
 @patch
 def at(self: _Chebyshev, x):
     "Matrix from values at the points to values at x, by the barycentric formula."
@@ -91,10 +92,10 @@ class _Rates:
         self.spatial = {name: (f, e[0]) for name, (f, e) in pde.reads.items() if not e[1]}
         self.highest = max(order for _, order in self.spatial.values())
         others = [name for name, (_, e) in pde.reads.items() if e[1] and e != (0, 1)]
-        if others: raise ValueError(f'{pde.name}: the solver cannot handle {others[0]}, expected a `reference` of its own')
+        if others: raise ValueError(f'{pde.name}: the solver cannot handle {others[0]}, expected its own `reference`')
         if pde.walls is not None and self.highest != 2:
-            raise ValueError(f'{pde.name}: the highest derivative has order {self.highest}; the solver expects 2 between '
-                             'two walls, or walls=None (periodic)')
+            raise ValueError(f'{pde.name}: the highest derivative has order {self.highest}; the solver expects 2 '
+                             'between two walls, or walls=None (periodic)')
         x = basis.x[basis.inner].repeat(len(c))
         self.q, self.each = torch.stack([x, torch.zeros_like(x)], 1), c.repeat_interleave(self.rows, 0)
     def residual(self, t, **values):
@@ -105,6 +106,12 @@ class _Rates:
 
 # %% ../nbs/08_spectral.ipynb #a890fe85
 @patch
+def start(self: _Rates):
+    "The initial values (m, n, F) inside."
+    z = (self.q[:, 0] - self.pde.low[0]) / (self.pde.high[0] - self.pde.low[0])
+    return columns(self.pde.initial(z, self.each)).view(len(self.c), self.rows, -1)
+
+@patch
 def __call__(self: _Rates, u, t):
     "F for the values u (m, n, F) inside."
     full = self.basis.full(u, t, self.c)
@@ -112,6 +119,7 @@ def __call__(self: _Rates, u, t):
     d = {name: order[k][..., f].flatten() for name, (f, k) in self.spatial.items()}
     return -self.residual(t, **d).view_as(u)
 
+# %% ../nbs/08_spectral.ipynb #5139cfef
 @patch
 def stiff(self: _Rates, t, eps=1e-6):
     "Matrix (F, F): the largest coefficient of each field's highest derivative in each equation."
@@ -155,21 +163,18 @@ def solve(
     n=64,     # points in space
     steps=128,# steps over the whole time domain
 ) -> torch.Tensor: # (m, nx, nt), with several fields (m, nx, nt, F)
-    "A numerical solution for all conditions together, on one grid. `PDE.reference` checks that the grid is fine enough."
-    basis = (_Fourier if pde.walls is None else _Chebyshev)(pde, n)
-    rates, m = _Rates(pde, basis, c), len(c)
+    "A numerical solution for all conditions together; `PDE.reference` checks that the grid is fine enough."
+    rates = _Rates(pde, basis := (_Fourier if pde.walls is None else _Chebyshev)(pde, n), c)
     linear, forward, back = _split(pde, basis, rates, float(t[0]))
-    def rest(y, t): return forward(rates(back(y), t)) - linear * y
-    z = (basis.x[basis.inner] - pde.low[0]) / (pde.high[0] - pde.low[0])
-    u = columns(pde.initial(z.repeat(m), c.repeat_interleave(len(z), 0))).view(m, len(z), -1)
-    y, now, found, to_x = forward(u), float(t[0]), [], basis.at(x)
+    rest = lambda y, t: forward(rates(back(y), t)) - linear * y
+    y, now, found = forward(rates.start()), float(t[0]), []
     for end in t.tolist():
         k = math.ceil(steps * (end - now) / (pde.high[1] - pde.low[1]) - 1e-9)
         h = (end - now) / max(1, k)
-        coefficients = _etd(linear * h, h) if k else None
+        coefficients = _etd(linear * h, h)
         for i in range(k): y = _etd_step(rest, y, now + i * h, h, coefficients)
+        found.append(_apply(basis.at(x), basis.full(back(y), end, c)))
         now = end
-        found.append(_apply(to_x, basis.full(back(y), now, c)))
     return torch.stack(found, 2).squeeze(-1)
 
 # %% ../nbs/08_spectral.ipynb #c21439fa
@@ -187,6 +192,7 @@ def relative(a, b):
     "Relative L2 difference of a from b for each condition (m,)."
     return (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1).clamp(min=1e-300)
 
+# %% ../nbs/08_spectral.ipynb #00bd2d51
 def resolved(
     pde,
     f,            # f(n) -> solutions (m, ...) on a grid of n points
@@ -202,5 +208,5 @@ def resolved(
         gap = relative(coarse, fine).nan_to_num(math.inf).max().item()
         if gap <= tol: return fine
         coarse = fine
-    raise ValueError(f'{pde.name}: the reference is not resolved: grids of {n // 2} and {n} points differ by {gap:.1%}, '
-                     f'expected at most {tol:.1%}; more diffusion, a shorter time or a `reference` of your own may help')
+    raise ValueError(f'{pde.name}: the reference is not resolved: grids of {n // 2} and {n} points differ by '
+                     f'{gap:.1%}, expected at most {tol:.1%}; more diffusion, less time or an own `reference` may help')
