@@ -38,7 +38,7 @@ def card(name):
     except ImportError: CARDS = _CARDS
     return CARDS.get(base(name))
 
-# %% ../nbs/64_findings.ipynb #3224e769
+# %% ../nbs/64_findings.ipynb #9db00cd2
 def settings(c: Comparison, method) -> dict:
     "The settings of a method, from the comparison or its run; empty where the files do not tell."
     listed = [g.get('methods') for g in [c.config, *c.config.values()] if isinstance(g, dict)]
@@ -47,11 +47,12 @@ def settings(c: Comparison, method) -> dict:
     return next((f for f in found if isinstance(f, dict)), {})
 
 _TOLD = ('objective', 'matcher', 'risk', 'risk_at', 'clustering', 'cells', 'start', 'init', 'labels', 'steps', 'lr')
+_USUAL = (None, '', 0, 'hard', 'HardLabels()')
 
 def told(c: Comparison, method) -> str:
     "The main settings of a method in short."
     card = settings(c, method)
-    return ', '.join(f'{k.replace("_", " ")} {card[k]}' for k in _TOLD if card.get(k) not in (None, '', 0))
+    return ', '.join(f'{k.replace("_", " ")} {card[k]}' for k in _TOLD if card.get(k) not in _USUAL)
 
 # %% ../nbs/64_findings.ipynb #d0da83e1
 def describe(c: Comparison, method) -> str:
@@ -60,19 +61,19 @@ def describe(c: Comparison, method) -> str:
     known = told(c, method)
     return f'Described by its settings: {known}.' if known else 'The files keep no settings of this method.'
 
-# %% ../nbs/64_findings.ipynb #0aee8acc
+# %% ../nbs/64_findings.ipynb #8de5fd33
 def uses_groups(c: Comparison, method):
     "Whether the method was given group labels."
-    card = settings(c, method)
-    words = [str(card.get(k)) for k in ('clustering', 'cells', 'start', 'init')]
-    by_risk = card.get('cells') == 'groups' and not card.get('risk')   # without a risk the clusters are not used
-    seen = any(w.split('(')[0] in ('groups', 'stratified', 'group-balanced') for w in words) and not by_risk
-    return seen or bool(card.get('uses_groups')) or any(r.get('uses_groups') for r in c.of(method))
+    card, runs = settings(c, method), [r.synthetic for r in c.runs if r.method == method and r.synthetic is not None]
+    clusters = [card.get(k) for k in ('clustering', 'cells') if card.get('risk')]   # without a risk they are not used
+    words = [str(w).lower() for w in (*clusters, card.get('start'), card.get('init'))]
+    said = [r.get('uses_groups') for r in c.of(method)] + [s.provenance.get('sees_groups') for s in runs]
+    return any(w.startswith('group') for w in words) or any(said)
 
 def is_free(c: Comparison, method):
     "Whether a method only selects real samples, without steps and without labels of groups or teachers."
     steps = [r['steps'] for r in c.of(method) if 'steps' in r] or [settings(c, method).get('steps')]
-    hard = settings(c, method).get('labels', 'hard') == 'hard'
+    hard = str(settings(c, method).get('labels', 'hard')).lower().startswith('hard')
     return set(steps) == {0} and hard and not is_reference(method) and not uses_groups(c, method)
 
 # %% ../nbs/64_findings.ipynb #d9c0c39d

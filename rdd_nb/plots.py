@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from .pictures import axes_of, colour, figure_of, ink, marker, percent_axis, styled
 
-# %% ../nbs/55_plots.ipynb #9eb83a23
+# %% ../nbs/55_plots.ipynb #69246707
 def _panels(n, height, more=0., fig=None, across=2, **shared):
     "A figure and `n` axes in lines of `across` panels, each line `height` inches high."
     across = min(across, n)
     down = -(-n // across)
-    fig = figure_of(fig, height * down + more)
+    fig = figure_of(fig, max(height * down + more, 1.))
     grid = fig.subplots(down, across, squeeze=False, **shared).flatten()
     for ax in grid[n:]: ax.remove()
     return fig, list(grid[:n])

@@ -11,10 +11,11 @@ from rdd_nb import blocks, pictures, plots
 from rdd_nb.blocks import Items, section
 from rdd_nb.core import write_json
 from rdd_nb.data import GroupedDataset
-from rdd_nb.findings import accuracy_table, all_differences, best, chance_minimum, difference, findings, frame, headline
+from rdd_nb.findings import (accuracy_table, all_differences, best, chance_minimum, difference, findings, frame,
+                             headline, is_free, uses_groups)
 from rdd_nb.intervals import paired, summarise
 from rdd_nb.report import damage_table, page_of, severity_charts, to_html, to_markdown, write_report
-from rdd_nb.runs import read_comparison
+from rdd_nb.runs import Comparison, read_comparison
 from rdd_nb.synthetic import SyntheticDataset, save
 
 METHODS = ('random', 'gradient', 'rdd-target')
@@ -186,6 +187,19 @@ def test_summary_says_what_the_numbers_say(written, page):
     assert d['difference'] == pytest.approx(by_hand)
     assert found['better than plain matching (gradient)'].difference['difference'] == d['difference']
     assert f'{100 * by_hand:+.1f}' in ' '.join(page.text)
+
+
+@pytest.mark.parametrize('settings, sees, free', [
+    (dict(labels='HardLabels()', start='KCenterSelection()'), False, True),
+    (dict(labels='hard', init='stratified'), False, True),
+    (dict(labels='TeacherLabels()', start='PatchSelection()'), False, False),
+    (dict(labels='HardLabels()', start='GroupBalancedSelection()'), True, False),
+    (dict(clustering='GroupClustering()', risk='Mean()', labels='HardLabels()'), True, False),
+    (dict(cells='groups', risk=None), False, True),       # clusters without a risk are not used
+    (dict(cells='groups', risk='mean'), True, False)], ids=str)
+def test_free_selections_and_group_labels_by_settings(settings, sees, free):
+    c = Comparison([row('mine', s) | dict(steps=0) for s in (0, 1)], dict(methods={'mine': settings}))
+    assert (uses_groups(c, 'mine'), is_free(c, 'mine')) == (sees, free)
 
 
 def test_methods_with_group_labels_do_not_compete(tmp_path):
