@@ -3,14 +3,15 @@
     python benchmarks/reproduce.py --work reproduce    # writes benchmarks/results/reproduce.json; hours on one core
     python benchmarks/reproduce.py --work reproduce --minutes 5 --only "random.*ipc1 "   # a slice; finished rows stay
 
-ConvNet-3 of width 128. Images are normalised with the published constants. Networks are trained by the protocol of each
-method (`rdd_nb.evaluation.PROTOCOLS`): `dc` for random images and DC, `dsa` for DSA, `dm` for DM. Less than in the papers:
-repetitions, the number of iterations (20,000 of DM, 1,000 of DC and DSA there), and real images in a step.
+ConvNet-3 of width 128. Images are normalised with the published constants. Networks are trained by the protocol of
+each method (`rdd_nb.evaluation.PROTOCOLS`): `dc` for random images and DC, `dsa` for DSA, `dm` for DM. Less than in
+the papers: repetitions, the number of iterations (20,000 of DM, 1,000 of DC and DSA there), and real images in a
+step.
 
-Rows whose `network` is not "convnet" were made before `convnet` padded images of 28 x 28 pixels: images were padded to
-32 x 32 by hand and trained by a loop of this file. The padding is the same, but the border of the images could be learned,
-all rows were evaluated by a variant of DC's protocol, and matrix products were in bfloat16.
-Needs the environment variable RDD_NB_DATA.
+Rows whose `network` is not "convnet" were made before `convnet` padded images of 28 x 28 pixels: images were padded
+to 32 x 32 by hand and trained by a loop of this file. The padding is the same, but the border of the images could
+be learned, all rows were evaluated by a variant of DC's protocol, and matrix products were in bfloat16. Needs the
+environment variable RDD_NB_DATA.
 """
 import re, time
 from functools import cache

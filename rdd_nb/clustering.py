@@ -27,7 +27,8 @@ def by_class(
     "Clusters from labels inside classes."
     label = torch.as_tensor(label, device=y.device)
     if label.shape != y.shape or label.is_floating_point():
-        raise ValueError(f'clusters: got labels of shape {tuple(label.shape)} and type {label.dtype}, expected {len(y)} integers')
+        raise ValueError(
+            f'clusters: got labels of shape {tuple(label.shape)}, {label.dtype}, expected {len(y)} integers')
     pairs, ids = torch.stack([y, label.long()], 1).unique(dim=0, return_inverse=True)
     return ids, pairs[:, 0]
 
@@ -36,7 +37,7 @@ class Assignment:
     "The clusters of all real samples."
     owner: Tensor                 # (k,) the class of each cluster
     ids: Tensor | None = None     # (n,) cluster of each real sample; None: the nearest synthetic sample, as it stands
-    answer: Tensor | None = None  # (m,) the cluster that each synthetic sample answers for; None: its whole class answers
+    answer: Tensor | None = None  # (m,) the cluster each synthetic sample answers for; None: its whole class answers
 
 # %% ../nbs/20_clustering.ipynb #bc5767ff
 class Clustering(Part, kind='clustering'):
@@ -81,7 +82,8 @@ def space_features(d: Setup, space, steps) -> Tensor: # (n, ...)
 def _space(space, steps):
     "The space and the updates of its network, checked together."
     one_of('space', space, SPACES)
-    if space == 'pixels' and steps is not None: raise ValueError(f"steps={shown(steps)}: there is no network to train with space='pixels'")
+    if space == 'pixels' and steps is not None:
+        raise ValueError(f"steps={shown(steps)}: there is no network to train with space='pixels'")
     return space, None if steps is None else whole('steps', steps, 0)
 
 # %% ../nbs/20_clustering.ipynb #8181a5eb
@@ -111,7 +113,8 @@ class SklearnClustering(_InSpace, names=('sklearn',)):
             kind = getattr(sklearn.cluster, one_of('estimator', estimator, known))
             try: kind(**options)
             except TypeError as e: raise ValueError(f'{estimator}: {e}') from None
-        elif not hasattr(estimator, 'fit_predict'): raise ValueError(f'estimator={shown(estimator)}: expected a name in sklearn.cluster or a clusterer')
+        elif not hasattr(estimator, 'fit_predict'):
+            raise ValueError(f'estimator={shown(estimator)}: expected a name in sklearn.cluster or a clusterer')
         elif options: raise ValueError(f'{next(iter(options))}: give settings to the estimator itself')
         self.estimator, (self.space, self.steps), self.options = estimator, _space(space, steps), options
 
@@ -121,7 +124,8 @@ class SklearnClustering(_InSpace, names=('sklearn',)):
         for c in range(d.n_classes):
             own = (d.y == c).cpu().numpy()
             try: label[own] = (made or sklearn.base.clone(self.estimator)).fit_predict(seen[own])
-            except (ValueError, TypeError) as e: raise ValueError(f'{self.estimator} on class {c}: {" ".join(str(e).split())[:200]}') from None
+            except (ValueError, TypeError) as e:
+                raise ValueError(f'{self.estimator} on class {c}: {" ".join(str(e).split())[:200]}') from None
         return torch.from_numpy(label)
 
 # %% ../nbs/20_clustering.ipynb #a27c2ea9
@@ -133,16 +137,18 @@ class GivenClustering(Clustering, names=('given',)):
         ids = self.ids
         if not torch.is_tensor(ids):
             try: ids = torch.from_numpy(np.load(ids, allow_pickle=False))
-            except (OSError, ValueError, TypeError) as e: raise ValueError(f'ids={shown(str(ids))}: not a readable .npy file ({type(e).__name__})') from None
+            except (OSError, ValueError, TypeError) as e:
+                raise ValueError(f'ids={shown(str(ids))}: not a readable .npy file ({type(e).__name__})') from None
         return ids
 
     def __repr__(self):
         if not torch.is_tensor(self.ids): return f'GivenClustering({str(self.ids)!r})'
-        return f'GivenClustering({len(self.ids)} ids, {hashlib.sha256(self.ids.cpu().numpy().tobytes()).hexdigest()[:12]})'
+        digest = hashlib.sha256(self.ids.cpu().numpy().tobytes()).hexdigest()[:12]
+        return f'GivenClustering({len(self.ids)} ids, {digest})'
 
 class GroupClustering(Clustering, names=('groups',)):
     "The true subgroups of each class, for comparison with methods that are told."
     sees_groups = True
     def label(self, d):
-        if d.group is None: raise ValueError("clustering='groups' needs a data set with group ids, and this one has none")
+        if d.group is None: raise ValueError('GroupClustering() needs a data set with group ids, and this one has none')
         return d.group

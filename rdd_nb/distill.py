@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .augment import augment, cutmix
-from .core import Cost, atomic_write, generator, pick_device, printable, read_json, read_state, versions, write_json, write_state
+from .core import Cost, atomic_write, generator, pick_device, printable
+from .core import read_json, read_state, versions, write_json, write_state
 from .coresets import density_weights
 from .data import GroupedDataset
 from .kmeans import assign_nearest
@@ -47,12 +48,20 @@ class Distiller:
 
 # %% ../nbs/45_distill.ipynb #8d97137c
 @patch
+def _setup(self: Distiller, data, progress):
+    "A function that makes the `Setup` of a part; group labels are shown only to parts that say they look at them."
+    m, ipc = self.method, self.ipc * self.method.prior.per_sample
+    clusters = self.clusters if m.clustering else None
+    def shows(part, start=None):
+        group = data.group.to(self.device) if getattr(part, 'sees_groups', False) and data.group is not None else None
+        return Setup(self.x, self.y, self.n_classes, self.seed, self.new_network, self._train_for, clusters, self.base,
+                     m.risk, m.risk_at, progress, ipc, group, start)
+    return shows
+
+@patch
 def _begin(self: Distiller, data, progress):
     "Let each part of the method prepare itself."
-    m, group = self.method, None if data.group is None else data.group.to(self.device)
-    def shows(part, start=None):
-        return Setup(self.x, self.y, self.n_classes, self.seed, self.new_network, self._train_for, self.clusters if m.clustering else None, self.base,
-                     m.risk, m.risk_at, progress, self.ipc * m.prior.per_sample, group if getattr(part, 'sees_groups', False) else None, start)
+    m, shows = self.method, self._setup(data, progress)
     self.initial, self.sy = (t.to(self.device) for t in m.start.begin(shows(m.start)))
     self.stored = m.prior.begin(self.initial, self.x, self.y, self.seed, progress)
     self.assigned = m.clustering and m.clustering.begin(shows(m.clustering, (self.initial, self.sy)))
@@ -61,6 +70,7 @@ def _begin(self: Distiller, data, progress):
     self.objective = m.objective and m.objective.begin(self.setup)
     if self.objective: self._make_optimizer(); self._draw_network()
 
+# %% ../nbs/45_distill.ipynb #72fa3852
 @patch
 def _make_optimizer(self: Distiller):
     m, o = self.method, self.objective
@@ -85,7 +95,8 @@ def _draw_network(self: Distiller):
 @patch
 def _train_for(self: Distiller, net, steps, *keys, lr=None, plain=False):
     "Train `net` in place for `steps` updates; see `rdd_nb.parts.Setup`."
-    self._train(net, torch.optim.SGD(net.parameters(), lr or self.method.network.lr, momentum=.9), steps, *keys, plain=plain)
+    optimizer = torch.optim.SGD(net.parameters(), lr or self.method.network.lr, momentum=.9)
+    self._train(net, optimizer, steps, *keys, plain=plain)
 
 # %% ../nbs/45_distill.ipynb #feb3fe22
 @patch
@@ -116,9 +127,10 @@ def _loss(self: Distiller) -> tuple: # (loss, weights of the real samples of the
     index, share = m.batch.draw(self, g)
     x, s = augment(self.x[index], self.stored.decode(), names=m.augment, generator=g)
     at = m.risk_at if m.risk_at in ('target', 'distance') else None
-    clusters = Clusters(self.clusters(index), self.assigned.owner, self.assigned.answer) if at and self.assigned else None
-    batch = Batch(x, self.y[index], s, self.sy, self.n_classes, self.soft(), clusters, self._weighted(index, share), index,
-                  generator(self.seed, 'objective', t), t / m.steps)
+    found = self.assigned if at else None
+    clusters = Clusters(self.clusters(index), found.owner, found.answer) if found else None
+    batch = Batch(x, self.y[index], s, self.sy, self.n_classes, self.soft(), clusters, self._weighted(index, share),
+                  index, generator(self.seed, 'objective', t), t / m.steps)
     return *self.objective.loss(self.network, batch, m.risk, at), index
 
 @patch
@@ -154,10 +166,12 @@ def step(self: Distiller) -> float: # the objective's loss
     "One update of the synthetic samples, then of the network."
     m, t = self.method, self.step_number
     if t and t % m.network.life == 0 and self.objective.uses_network: self._draw_network()
-    for group, peak in zip(self.optimizer.param_groups, self.peaks): group['lr'] = peak * .5 * (1 + torch.cos(torch.tensor(torch.pi * t / m.steps)).item())
+    fall = 1 + torch.cos(torch.tensor(torch.pi * t / m.steps)).item()
+    for group, peak in zip(self.optimizer.param_groups, self.peaks): group['lr'] = peak * .5 * fall
     loss, q, index = self._loss()
     if m.risk_at in ('target', 'distance'): self.weight.index_add_(0, index, q.to(self.weight.dtype))
-    slopes = torch.autograd.grad(loss, self.leaves, materialize_grads=True)     # backward() would also compute what the network's parameters get
+    # backward() would also compute the gradients of the network's parameters
+    slopes = torch.autograd.grad(loss, self.leaves, materialize_grads=True)
     for p, g in zip(self.leaves, slopes): p.grad = g
     self.optimizer.step()
     self._train_network()
@@ -169,17 +183,20 @@ def step(self: Distiller) -> float: # the objective's loss
 @patch
 def _not_finite(self: Distiller):
     m, where = self.method, f'the loss is {self.history[-1]} at step {self.step_number}'
-    if self.step_number == 1: return f'{where}, before anything has moved: {shown(m.objective)} gives no finite loss for this data'
+    if self.step_number == 1:
+        return f'{where}, before anything has moved: {shown(m.objective)} gives no finite loss for this data'
     return f'{where}: lr={m.lr} is too large for this data, or {shown(m.objective)} has no finite loss there'
 
 # %% ../nbs/45_distill.ipynb #94a274b7
 @patch
 def state_dict(self: Distiller) -> dict:
     "Everything that has to survive between two steps."
-    state = dict(step=self.step_number, stored=[t.detach() for t in self.stored.parameters], logits=self.logits.detach(), weight=self.weight,
+    state = dict(step=self.step_number, stored=[t.detach() for t in self.stored.parameters],
+                 logits=self.logits.detach(), weight=self.weight,
                  history=torch.tensor(self.history, dtype=torch.float64))
-    if self.objective: state |= dict(optimizer=self.optimizer.state_dict(), network=self.network.state_dict(),
-                                     network_optimizer=self.network_optimizer.state_dict(), learnable=[t.detach() for t in self.objective.learnable])
+    if self.objective:
+        state |= {part: getattr(self, part).state_dict() for part in ('optimizer', 'network', 'network_optimizer')}
+        state |= dict(learnable=[t.detach() for t in self.objective.learnable])
     return copy.deepcopy(state)
 
 @patch
@@ -201,7 +218,8 @@ def result(self: Distiller, provenance=None, mean=None, std=None, classes=None) 
     ids = assign_nearest(self.x, images, self.y, self.sy)[0]
     def share(t):
         each = torch.zeros(len(self.sy), device=self.device).index_add_(0, ids, t)
-        return each / torch.zeros(self.n_classes, device=self.device).index_add_(0, self.sy, each)[self.sy].clamp(min=1e-12)
+        total = torch.zeros(self.n_classes, device=self.device).index_add_(0, self.sy, each)
+        return each / total[self.sy].clamp(min=1e-12)
     mass, weight = share(torch.ones_like(self.weight)), share(self.weight) if m.risk else None
     soft = self.soft() if m.labels.learned else m.labels.final(self.setup, images)
     labels = len(self.sy) if soft is None else 4 * soft.numel()
@@ -216,8 +234,10 @@ def check_inputs(
 ):
     "Raises `ValueError` in one line where these three do not go together."
     if not isinstance(data, GroupedDataset):
-        raise ValueError(f'data is a {type(data).__name__}, expected a GroupedDataset; rdd_nb.data.from_arrays(x, y) makes one')
-    if data.x.dim() != 4: raise ValueError(f'data has samples of shape {tuple(data.x.shape[1:])}; distill works on images (C, H, W)')
+        made = 'rdd_nb.data.from_arrays(x, y) makes one'
+        raise ValueError(f'data is a {type(data).__name__}, expected a GroupedDataset; {made}')
+    if data.x.dim() != 4:
+        raise ValueError(f'data has samples of shape {tuple(data.x.shape[1:])}: expected images (C, H, W)')
     need, counts = whole('ipc', ipc) * method.prior.per_sample, torch.bincount(data.y, minlength=data.n_classes)
     name, fewest = printable(data.classes[int(counts.argmin())]), int(counts.min())
     if fewest == 0: raise ValueError(f'class {name} of the data set has no samples')
@@ -225,7 +245,8 @@ def check_inputs(
         packed = f' times {method.prior.per_sample} of {method.prior!r}' if need > ipc else ''
         raise ValueError(f'ipc={shown(ipc)}{packed} is more than the {fewest} samples of class {name}')
     if method.sees_groups and data.group is None:
-        raise ValueError(f'{shown(method.clustering if method.clustering and method.clustering.sees_groups else method.start)} needs a data set with group ids, and this one has none')
+        part = method.start if method.start.sees_groups else method.clustering
+        raise ValueError(f'{shown(part)} needs a data set with group ids, and this one has none')
     if not torch.isfinite(data.x).all(): raise ValueError('x of the data set holds NaN or infinite values')
 
 # %% ../nbs/45_distill.ipynb #20a1267d
@@ -237,19 +258,22 @@ def _differing(old, new):
     return f'{shown(str(old))} there, {shown(str(new))} asked for'.replace("'", '')
 
 def _look(out, config, resume):
-    "Whether the folder can take this run; the configuration found there, or None. Raises `ValueError` if not. Writes nothing."
-    if out.exists() and not out.is_dir(): raise ValueError(f'out={printable(out)} is a file, expected a folder')
-    if not (out/'config.json').exists():
-        if out.exists() and any(not p.name.endswith('.tmp') for p in out.iterdir()):
-            raise ValueError(f'{printable(out)} is not empty and holds no run of rdd_nb; choose another folder')
-        return None
-    found = read_json(out/'config.json')
+    "The configuration found in a folder that can take this run, or None; else a `ValueError`. Writes nothing."
+    name, path = printable(out), out/'config.json'
+    if out.exists() and not out.is_dir(): raise ValueError(f'out={name} is a file, expected a folder')
+    if not path.exists():
+        if not out.exists() or all(p.name.endswith('.tmp') for p in out.iterdir()): return None
+        raise ValueError(f'{name} is not empty and holds no run of rdd_nb; choose another folder')
+    found = read_json(path)
     if not isinstance(found, dict) or not set(config) <= set(found):
-        raise ValueError(f'{printable(out)}/config.json is not that of a run of rdd_nb; choose another folder')
+        raise ValueError(f'{name}/config.json is not that of a run of rdd_nb; choose another folder')
     for k in config:
-        if found[k] != config[k]: raise ValueError(f'{printable(out)} holds a run with another {k} ({_differing(found[k], config[k])}); choose another folder')
-    if not resume: raise ValueError(f'{printable(out)} already holds this run; pass resume=True (--resume) to continue it, or choose another folder')
-    return found
+        if found[k] == config[k]: continue
+        how = _differing(found[k], config[k])
+        raise ValueError(f'{name} holds a run with another {k} ({how}); choose another folder')
+    if resume: return found
+    raise ValueError(
+        f'{name} already holds this run; pass resume=True (--resume) to continue it, or choose another folder')
 
 # %% ../nbs/45_distill.ipynb #b834228f
 class _Folder:
@@ -262,26 +286,33 @@ class _Folder:
         if self.found and not self.done.exists(): self._compare(self.found.get('versions'))
 
     def _compare(self, then):
-        now = versions()
-        other = [f'{k} {then[k]} then, {now[k]} now' for k in ('torch', 'processor', 'threads') if isinstance(then, dict) and k in then and then[k] != now[k]]
-        if other: warnings.warn(f'resumed under other conditions ({"; ".join(other)}): the result can differ in the last bits')
+        now, then = versions(), then if isinstance(then, dict) else {}
+        other = [k for k in ('torch', 'processor', 'threads') if k in then and then[k] != now[k]]
+        changed = '; '.join(f'{k} {then[k]} then, {now[k]} now' for k in other)
+        if other: warnings.warn(f'resumed under other conditions ({changed}): the result can differ in the last bits')
 
     def claim(self):
-        if self.found is None: self.found = self.config | dict(versions=versions()); write_json(self.out/'config.json', self.found)
+        if self.found is not None: return
+        self.found = self.config | dict(versions=versions())
+        write_json(self.out/'config.json', self.found)
 
 # %% ../nbs/45_distill.ipynb #904d635d
 @patch
 def restore(self: _Folder, run):
     "Load the checkpoint, if there is one, into a `Distiller`. Raises `ValueError` for one that does not belong there."
     if not self.checkpoint.exists(): return
+    def shapes(state): return [t.shape for t in [*state['stored'], state['logits'], state['weight']]]
     try:
-        state, now = read_state(self.checkpoint), run.state_dict()
-        if state['config'] != self.key or len(state['history']) != state['step']: raise ValueError
-        if [t.shape for t in state['stored']] != [t.shape for t in now['stored']] or any(state[k].shape != now[k].shape for k in ('logits', 'weight')): raise ValueError
+        state = read_state(self.checkpoint)
+        fits = state['config'] == self.key and len(state['history']) == state['step'] and shapes(state) == shapes(
+            run.state_dict())
+        if not fits: raise ValueError
         run.load_state_dict(state)
         self.before = float(state['seconds'])
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError, IndexError):     # what a damaged or foreign file leads to
-        raise ValueError(f'{printable(self.checkpoint)}: not a checkpoint of this run; delete it to start again') from None
+    # damaged or foreign
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError, IndexError):
+        name = printable(self.checkpoint)
+        raise ValueError(f'{name}: not a checkpoint of this run; delete it to start again') from None
 
 @patch
 def keep(self: _Folder, run, seconds):
@@ -303,7 +334,8 @@ def finish(self: _Folder, run, s):
     save(s, self.done)
     self.write_metrics(run.history)
     try: save_png(s, self.out/'images.png')
-    except (ValueError, RuntimeError) as e: warnings.warn(f'{printable(self.out)}/images.png was not drawn ({type(e).__name__})')
+    except (ValueError, RuntimeError) as e:
+        warnings.warn(f'{printable(self.out)}/images.png was not drawn ({type(e).__name__})')
     self.checkpoint.unlink(missing_ok=True)
 
 @patch
@@ -322,11 +354,13 @@ def _named(method, changes):
 
 def _steps(run, folder, every, name, progress):
     "Run all steps that are left; checkpoints on the way."
-    m, start = run.method, time.perf_counter()
-    with tqdm(total=m.steps, initial=run.step_number, desc=f'{name} seed {run.seed}', disable=not progress or not m.steps) as bar:
-        while run.step_number < m.steps:
+    steps, start = run.method.steps, time.perf_counter()
+    bar = tqdm(total=steps, initial=run.step_number, desc=f'{name} seed {run.seed}', disable=not progress or not steps)
+    with bar:
+        while run.step_number < steps:
             bar.set_postfix(loss=f'{run.step():.3f}', refresh=False); bar.update()
-            if folder and run.step_number % every == 0 and run.step_number < m.steps: folder.keep(run, time.perf_counter() - start)
+            due = folder and run.step_number % every == 0 and run.step_number < steps
+            if due: folder.keep(run, time.perf_counter() - start)
 
 # %% ../nbs/45_distill.ipynb #ea5b37cd
 def distill(
@@ -341,31 +375,38 @@ def distill(
     checkpoint_every: int = 50,  # steps
     source: dict | None = None,  # how the data were loaded, kept in the record
     label: str | None = None,    # the method's name in the record; None: its name in `METHODS`, with the changes
-    **changes,                   # settings of the method to change, e.g. `steps=50`, `risk='cvar(0.2)'`, `network=dict(width=16)`
+    **changes,                   # settings to change: `steps=50`, `risk='cvar(0.2)'`, `network=dict(width=16)`
 ) -> SyntheticDataset:
     "Distil a data set. Raises `ValueError` in one line for input that does not fit, before anything is written."
     name, method = _named(method, changes)
-    check_inputs(data, method, ipc)
-    ipc, seed = whole('ipc', ipc), whole('seed', seed, 0)
-    whole('checkpoint_every', checkpoint_every)
-    config = dict(data=data.name, data_hash=data.hash(), ipc=ipc, seed=seed, method=method.describe())
-    if out is not None and not str(out).strip(): raise ValueError("out='': expected the name of a folder")
+    config = _config(data, method, ipc, seed, checkpoint_every, out)
     folder = None if out is None else _Folder(out, config, resume)
     if folder and folder.found and folder.done.exists(): return load(folder.done)
-    return _distill(data, method, ipc, seed, pick_device(device), folder, progress, checkpoint_every, config, source, label or name, name)
+    return _distill(data, method, config, pick_device(device), folder, progress, checkpoint_every, source, label
+                    or name, name)
 
-# %% ../nbs/45_distill.ipynb #864f8987
-def _distill(data, method, ipc, seed, device, folder, progress, every, config, source, label, name):
-    "The run itself, when its arguments are known to be right."
+# %% ../nbs/45_distill.ipynb #9ca7fd53
+def _config(data, method, ipc, seed, checkpoint_every, out):
+    "What identifies a run, when its arguments are known to be right."
+    check_inputs(data, method, ipc)
+    whole('checkpoint_every', checkpoint_every)
+    if out is not None and not str(out).strip(): raise ValueError("out='': expected the name of a folder")
+    return dict(data=data.name, data_hash=data.hash(), ipc=whole('ipc', ipc), seed=whole('seed', seed, 0),
+                method=method.describe())
+
+def _distill(data, method, config, device, folder, progress, every, source, label, name):
+    "The run itself."
     with Cost(device) as cost:
-        run = Distiller(data, method, ipc, seed, device, progress)
+        run = Distiller(data, method, config['ipc'], config['seed'], device, progress)
         if folder: folder.restore(run)
         try: _steps(run, folder, every, name, progress)
         except ValueError:
             if folder: folder.clear()
             raise
-    provenance = config | dict(method=label, settings=method.describe(), source=source, steps=method.steps, seconds=round((folder.before if folder else 0) + cost.seconds, 3),
-                               peak_mb=round(cost.peak_mb, 1), device=str(run.device), versions=versions())
-    s = run.result(provenance, data.mean, data.std, data.classes)
+    seconds = round((folder.before if folder else 0) + cost.seconds, 3)
+    made = dict(source=source, steps=method.steps, seconds=seconds, peak_mb=round(cost.peak_mb, 1),
+                device=str(run.device))
+    record = config | dict(method=label, settings=method.describe()) | made | dict(versions=versions())
+    s = run.result(record, data.mean, data.std, data.classes)
     if folder: folder.finish(run, s)
     return s

@@ -56,7 +56,7 @@ class Objective(Part, kind='objective'):
     places = ('network', 'target', 'distance')  # where a risk can act
     uses_labels = False                         # whether learned labels get a gradient
     uses_network = True                         # whether it looks at the parameters of the loop's network
-    own_networks = ()                           # settings of the network plan it uses to train networks itself, under the risk where that acts there
+    own_networks = ()                           # settings of the plan with which it trains networks itself
     learnable = ()                              # leaf tensors that are optimised beside the samples
     learnable_lr = .01                          # with this step size
 
@@ -68,8 +68,8 @@ class Objective(Part, kind='objective'):
         "Itself, or one like it that holds what it prepared."
         return self
 
-    def loss(self, net, batch: Batch, risk=None, risk_at=None) -> tuple: # (loss, weights (n,) of the real samples, summing to n_classes)
-        "The number to minimise, differentiable in `batch.sx`; `risk_at` is 'target', 'distance' or None for the plain loss."
+    def loss(self, net, batch: Batch, risk=None, risk_at=None) -> tuple: # (loss, weights (n,) summing to n_classes)
+        "The number to minimise, differentiable in `batch.sx`; `risk_at` is 'target', 'distance' or None."
         raise NotImplementedError(f'{type(self).__name__} does not say what its loss is')
 
 # %% ../nbs/35_matching.ipynb #e75090b2
@@ -109,7 +109,7 @@ def within_clusters(
 def feature_rows(net, x) -> Tensor: # (n, d)
     "Features of `x`, with gradient where `x` has one. Raises `ValueError` for a network without `features`."
     if not callable(getattr(net, 'features', None)):
-        raise ValueError(f'net: {type(net).__name__} has no method features(x), which is matched here; rdd_nb.models.Classifier has one')
+        raise ValueError(f'net: {type(net).__name__} has no method features(x); rdd_nb.models.Classifier has one')
     with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()): return in_chunks(net.features, x)
 
 def membership(ids, k, weights, like) -> Tensor: # (k, n)
@@ -139,7 +139,7 @@ def blocks(
     return torch.zeros_like(mask, dtype=torch.long).masked_scatter_(mask, order), mask
 
 def _batched(x, size):
-    "Whether vmap beats a loop over clusters of `size`: on a GPU, and for small clusters on a CPU (see benchmarks/steps.py)."
+    "Whether vmap beats a loop over clusters of `size`: on a GPU, and for small clusters on a CPU."
     return x.is_cuda or size * x[0].numel() <= 2000
 
 # %% ../nbs/35_matching.ipynb #1349800b
@@ -178,7 +178,8 @@ def losses_to_weights(losses, batch: Batch, risk) -> Tensor: # (n,) adding up to
     "Class by class, the gradient of the risk of the real samples' `losses` (n,), from the base weights of the batch."
     groups = batch.clusters.real if batch.clusters else torch.zeros_like(batch.y)
     parts = zip(*(t.split(batch.sizes) for t in (losses, groups, losses if batch.p is None else batch.p)))
-    return torch.cat([risk.weights(l, None if batch.p is None else p / p.sum(), groups=g) if len(l) else l for l, g, p in parts])
+    def one(l, g, p): return risk.weights(l, None if batch.p is None else p / p.sum(), groups=g) if len(l) else l
+    return torch.cat([one(*part) for part in parts])
 
 def class_weights(net, batch: Batch, risk=None) -> Tensor: # (n,) adding up to 1 in each class
     "Weights of the real samples at the target, from their losses in `net`; the base weights without a risk."
@@ -196,7 +197,7 @@ def sides(self: Batch, real, synthetic):
     return theirs, [t[c.owner] for t in synthetic(within_clusters(self.sy, n), self.sy, n)]
 
 @patch
-def risk_of(self: Batch, values, risk) -> tuple: # (risk times n_classes, weights (n,) of the real samples, summing to n_classes)
+def risk_of(self: Batch, values, risk) -> tuple: # (risk times n_classes, weights (n,) summing to n_classes)
     "The risk over one value (k,) for each cluster; clusters without samples in this batch are left out."
     c, k = self.clusters, len(self.clusters.owner)
     present = torch.bincount(c.real, minlength=k) > 0

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'PLAIN', 'METHODS', 'CARDS', 'Optimizer', 'Sgd', 'Adam', 'RealBatch', 'RandomBatch', 'RepresentativeBatch',
-           'Network', 'idle', 'Method', 'describe', 'Card', 'name_method', 'as_method']
+           'Network', 'idle', 'Method', 'describe', 'sees_groups', 'Card', 'name_method', 'as_method']
 
 # %% ../nbs/44_methods.ipynb #9afbab8a
 import dataclasses, functools
@@ -44,8 +44,11 @@ class RealBatch(Part, kind='batch'):
     def __init__(self, size=64): self.size = whole('size', size)
     def candidates(self, run, g, times=1):
         "Up to `times * size` random rows of each class of a `rdd_nb.distill.Distiller`."
-        return torch.cat([i[torch.randperm(len(i), generator=g)[:times * self.size]] for i in run.members]).to(run.device)
-    def draw(self, run, g) -> tuple: # rows (n,) ordered by class, and the share of its class that each stands for; None: equal
+        drawn = [rows[torch.randperm(len(rows), generator=g)[:times * self.size]] for rows in run.members]
+        return torch.cat(drawn).to(run.device)
+
+    def draw(self, run,
+             g) -> tuple:  # rows (n,) ordered by class, and the share of the class each stands for; None: equal
         raise NotImplementedError(f'{type(self).__name__} does not say what it draws')
 
 class RandomBatch(RealBatch, names=('random',)):
@@ -54,7 +57,7 @@ class RandomBatch(RealBatch, names=('random',)):
 
 # %% ../nbs/44_methods.ipynb #94beb122
 class RepresentativeBatch(RealBatch, names=('representative',)):
-    "`size` samples of each class near k-means centres in the features of each new network, from four times as many (DREAM, Liu et al. 2023)."
+    "`size` samples of each class near k-means centres in the features of each new network (DREAM, Liu et al. 2023)."
     def draw(self, run, g):
         born = run.step_number - run.step_number % run.method.network.life
         if getattr(run, 'picked', (None,))[0] != born: run.picked = born, self.pick(run, born)
@@ -78,7 +81,8 @@ class Network(Part, kind='network'):
                  batch=128,       # real samples of such an update
                  mix=0.,          # probability of CutMix in it (IDC)
                 ):
-        self.model, self.width = one_of('model', model, tuple(MODELS)), width if width is None else whole('width', width, 1, 2**16)
+        self.model = one_of('model', model, tuple(MODELS))
+        self.width = width if width is None else whole('width', width, 1, 2**16)
         self.life, self.steps, self.batch = whole('life', life), whole('steps', steps, 0), whole('batch', batch)
         self.lr, self.mix = number('lr', lr, open_low=True), number('mix', mix, 0, 1, open_high=True)
 
@@ -100,12 +104,15 @@ def _networks(m):
 def idle(m) -> dict: # setting -> why it cannot act; settings of the network plan as 'network.life'
     "Settings that have no effect in the method `m` (anything with the fields of a `Method`)."
     o, found, acts = m.objective, {}, _networks(m)
-    if o is None: found |= dict.fromkeys(('lr', 'optimizer', 'batch', 'base'), 'there is no objective, so nothing is optimised')
+    nothing = 'there is no objective, so nothing is optimised'
+    if o is None: found |= dict.fromkeys(('lr', 'optimizer', 'batch', 'base'), nothing)
     elif not m.steps: found['objective'] = 'steps=0, so nothing is optimised'
-    elif not o.uses_batch(m.risk_at): found |= dict.fromkeys(('batch', 'base'), f'{o!r} does not look at batches of real samples')
+    elif not o.uses_batch(m.risk_at):
+        found |= dict.fromkeys(('batch', 'base'), f'{o!r} does not look at batches of real samples')
     if m.risk is None: found['clustering'] = 'there is no risk'
     elif m.risk_at != 'distance' and not m.risk.needs_groups:
-        found['clustering'] = f'risk={m.risk!r} looks at samples, not at clusters; at the {m.risk_at} a two-level risk looks at clusters'
+        found[
+            'clustering'] = f'at the {m.risk_at}, risk={m.risk!r} looks at samples, not at clusters; a two-level risk does'
     for name in ('model', 'width', 'life', 'steps', 'lr', 'batch', 'mix'):
         if name not in acts: found[f'network.{name}'] = _why(m, name)
     if o is None and not acts: found['augment'] = 'nothing is trained'
@@ -125,12 +132,13 @@ PARTS = dict(objective=Objective, clustering=Clustering, risk=Risk, start=Select
 @dataclass(frozen=True)
 class Method:
     "What a distillation does; see `METHODS` for the named ones."
-    objective: object = None      # what a step minimises, such as 'gradient(l2)'; None: the samples to start from are the result
-    clustering: object = None     # the clusters that a risk looks at, such as 'kmeans(3)'; None: the nearest synthetic sample, if needed
+    objective: object = None      # what a step minimises, such as 'gradient(l2)'; None: the start is the result
+    # clusters for the risk, such as 'kmeans(3)'; None: the nearest synthetic sample, if needed
+    clustering: object = None
     risk: object = None           # a risk measure, such as 'cvar(0.2)'; None for plain matching
     risk_at: str | None = None    # 'network', 'target' or 'distance'
     start: object = 'kmeans'      # real samples to start from
-    base: str = 'uniform'         # weights of the real samples before any risk: 'uniform', or 'density', inversely to a density estimate
+    base: str = 'uniform'  # weights of the real samples before any risk: 'uniform', or 'density' (more where it is low)
     prior: object = 'pixels'      # what is stored and how it becomes samples
     labels: object = 'hard'       # 'hard', 'learned(lr)' with the samples, or 'teacher(steps)'
     steps: int = 0                # updates of the synthetic samples
@@ -144,12 +152,16 @@ class Method:
         vars(self).update(_read_fields(vars(self)))
         _check(self)
         for setting, why in idle(self).items():
-            if (value := _get(self, setting)) != _get(PLAIN, setting): raise ValueError(f'{setting}={shown(value)} has no effect: {why}')
+            value = _get(self, setting)
+            if value != _get(PLAIN, setting): raise ValueError(f'{setting}={shown(value)} has no effect: {why}')
 
 # %% ../nbs/44_methods.ipynb #17da4809
 def _read_fields(fields) -> dict:
-    "Fields with texts read as parts, numbers checked, and clusters around the synthetic samples where some are needed and none are named."
-    f = {k: v if v is None and k in ('objective', 'clustering', 'risk') else PARTS[k].read(v) if k in PARTS else v for k, v in fields.items()}
+    "Fields with texts read as parts and numbers checked; clusters around the synthetic samples where none are named."
+    def read(k, v):
+        if k not in PARTS or v is None and k in ('objective', 'clustering', 'risk'): return v
+        return PARTS[k].read(v)
+    f = {k: read(k, v) for k, v in fields.items()}
     f['steps'], f['lr'] = whole('steps', f['steps'], 0), number('lr', f['lr'], open_low=True)
     needed = f['risk'] is not None and (f['risk_at'] == 'distance' or f['risk'].needs_groups)
     if needed and f['clustering'] is None: f['clustering'] = NearestClustering()
@@ -160,7 +172,8 @@ def _get(m, setting):
     for name in setting.split('.'): m = getattr(m, name)
     return m
 
-PLAIN = SimpleNamespace(**_read_fields({f.name: f.default for f in dataclasses.fields(Method)}))   # the defaults, as parts
+# the defaults, as parts
+PLAIN = SimpleNamespace(**_read_fields({f.name: f.default for f in dataclasses.fields(Method)}))
 
 # %% ../nbs/44_methods.ipynb #b74d245a
 def _remembers(risk):
@@ -168,31 +181,44 @@ def _remembers(risk):
     inside = [v for v in vars(risk).values() if isinstance(v, Risk)] + [r for _, r in getattr(risk, 'parts', ())]
     return hasattr(risk, 'state_dict') or any(map(_remembers, inside))
 
+def _check_network_risk(m):
+    "Raises `ValueError` where a risk on the training of networks could not reach the samples."
+    o, plan = m.objective, m.network
+    if o.own_networks or o.uses_network and plan.steps and plan.life > 1: return
+    if not o.uses_network: raise ValueError(f"risk_at='network': {o!r} does not look at networks that are trained")
+    raise ValueError("risk_at='network' acts while a network is trained and then used: "
+                     'set network.steps to 1 or more and network.life to 2 or more')
+
+# %% ../nbs/44_methods.ipynb #1e387245
 def _check_risk(m):
     "Raises `ValueError` for a risk and a place that do not go together."
     o, risk, at = m.objective, m.risk, m.risk_at
     one_of('risk_at', at, (None, 'network', 'target', 'distance'))
-    if (risk is None) != (at is None): raise ValueError(f'risk={risk!r} and risk_at={at!r}: a risk needs its place, and a place its risk')
+    if (risk is None) != (at is None):
+        raise ValueError(f'risk={risk!r} and risk_at={at!r}: a risk needs its place, and a place its risk')
     if risk is None: return
     if o is None: raise ValueError(f'risk={risk!r}: there is no objective, so a risk cannot act')
     if at not in o.places: raise ValueError(f'risk_at={at!r}: in {o!r} a risk can act at {", ".join(o.places)}')
     if at == 'distance' and risk.needs_groups:
-        raise ValueError(f"risk={risk!r} looks at groups, but at risk_at='distance' there is one number per cluster: pass a measure such as CVaR(0.2)")
-    trained = o.uses_network and m.network.steps and m.network.life > 1
-    if at == 'network' and not (trained or o.own_networks):
-        raise ValueError("risk_at='network' acts while a network is trained and then used: set network.steps to 1 or more and network.life to 2 or more"
-                         if o.uses_network else f"risk_at='network': {o!r} does not look at networks that are trained")
-    if _remembers(risk): raise ValueError(f'risk={type(risk).__name__} remembers earlier batches, which a checkpoint would have to hold; use one without state')
+        raise ValueError(f'risk={risk!r} looks at groups, but at the distance there is one number per cluster: '
+                         'pass a measure such as CVaR(0.2)')
+    if at == 'network': _check_network_risk(m)
+    if _remembers(risk):
+        raise ValueError(
+            f'risk={type(risk).__name__} remembers earlier batches, which no checkpoint holds; use one without state')
 
 # %% ../nbs/44_methods.ipynb #5bc45898
 def _check(m):
     "Raises `ValueError` for settings that do not go together."
     o = m.objective
     one_of('base', m.base, ('uniform', 'density'))
-    if o is None and m.steps: raise ValueError(f'steps={m.steps} without an objective: there is nothing to do in a step')
-    if m.labels.learned and not (o and o.uses_labels): raise ValueError(f'labels={m.labels!r}: {o!r} has no use for labels; choose another objective')
+    if o is None and m.steps:
+        raise ValueError(f'steps={m.steps} without an objective: there is nothing to do in a step')
+    if m.labels.learned and not (o and o.uses_labels):
+        raise ValueError(f'labels={m.labels!r}: {o!r} has no use for labels; choose another objective')
     _check_risk(m)
-    if not isinstance(m.augment, str): raise ValueError(f"augment={shown(m.augment)}: expected names such as 'crop scale'")
+    if not isinstance(m.augment, str):
+        raise ValueError(f"augment={shown(m.augment)}: expected names such as 'crop scale'")
     augment(names=m.augment, generator=generator('check'))
 
 # %% ../nbs/44_methods.ipynb #a6e946b2
@@ -203,8 +229,11 @@ def describe(self) -> dict:
     return {f.name: _plain_value(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 Method.describe = describe
-Method.sees_groups = property(lambda self: self.start.sees_groups or self.clustering is not None and self.clustering.sees_groups,
-                              doc='Whether any part of the method looks at group labels.')
+def sees_groups(self) -> bool:
+    "Whether any part of the method looks at group labels."
+    return self.start.sees_groups or self.clustering is not None and self.clustering.sees_groups
+
+Method.sees_groups = property(sees_groups)
 
 # %% ../nbs/44_methods.ipynb #d67b1ccd
 METHODS = {}      # name -> Method
@@ -233,80 +262,114 @@ for _name, _start, _text, _cite in [
     ('random', 'random', 'Real images of each class, drawn at random.', ''),
     ('stratified', 'stratified', 'Random real images, in proportion to the k-means clusters of each class.', ''),
     ('herding', 'herding', 'Real images whose running mean stays near the mean of the class.', 'Welling 2009'),
-    ('k-center', 'kcenter', 'Real images that are each farthest from those before.', 'Gonzalez 1985; Sener and Savarese 2018'),
+    ('k-center', 'kcenter', 'Real images that are each farthest from those before.',
+     'Gonzalez 1985; Sener and Savarese 2018'),
     ('kmeans', 'kmeans', 'The real images nearest to the k-means centres of each class.', ''),
     ('group-balanced', 'groups', 'Random real images, equally many of each group. Sees group labels.', ''),
-]: name_method(_name, Method(start=_start), _text, None if _name in ('random', 'kmeans') else 'random', _cite)
+]:    name_method(_name, Method(start=_start), _text, None if _name in ('random', 'kmeans') else 'random', _cite)
 
 name_method('full', None, 'Training on all real images: the yardstick, not a distilled set.')
 name_method('full-risk', None, 'Training on all real images under a risk measure in place of the mean.', 'full')
 
-# %% ../nbs/44_methods.ipynb #307505b5
+# %% ../nbs/44_methods.ipynb #322662f7
+_CROPS = 'crop cutout scale rotate'
 _GRADIENT = Method('gradient', steps=200, lr=.02, network='convnet(life=10, steps=2, lr=0.05)')
 _DISTRIBUTION = Method('distribution', steps=200, lr=5., batch='random(256)')
-_IDC = dataclasses.replace(_GRADIENT, objective='gradient(l2)', prior='multiformation(2)', augment='crop cutout scale rotate', lr=.1,
-                           network='convnet(life=10, steps=2, lr=0.05, mix=0.5)')
 _ADAM = dict(steps=100, lr=.03, optimizer='adam')
 
-for _name, _method, _text, _plain, _cite in [
-    ('gradient', _GRADIENT, 'Gradient matching: a network gets the same gradient from the images as from the real data, on average.', 'kmeans', 'DC, Zhao et al. 2021'),
-    ('dsa', dataclasses.replace(_GRADIENT, augment='crop cutout scale rotate'), 'Gradient matching with the same augmentation on both sides.', 'gradient', 'DSA, Zhao and Bilen 2021'),
-    ('idc', _IDC, 'Gradient matching with four images stored in one.', 'dsa', 'IDC, Kim et al. 2022'),
-    ('dream', dataclasses.replace(_IDC, batch='representative(32)'), 'IDC with representative real batches.', 'idc', 'DREAM, Liu et al. 2023'),
-    ('distribution', _DISTRIBUTION, 'Distribution matching: the mean features agree with those of the real data, class by class.', 'kmeans', 'DM, Zhao and Bilen 2023'),
-    ('trajectory', Method('trajectory', steps=60, lr=200.), 'Trajectory matching: training on the images arrives where training on the real data does.', 'kmeans', 'MTT, Cazenavette et al. 2022'),
-    ('kernel', Method('kernel', steps=200, lr=.01, optimizer='adam', network='convnet(life=10, steps=2, lr=0.05)'), 'Kernel ridge regression from the images predicts the real labels.', 'kmeans', 'FRePo, Zhou et al. 2022; KIP, Nguyen et al. 2021'),
-    ('unrolled', Method('unrolled(steps=20, lr=0.1)', steps=100, lr=.003, optimizer='adam'), 'Differentiates through a short training on the images.', 'kmeans', 'Wang et al. 2018'),
-]: name_method(_name, _method, _text, _plain, _cite)
+name_method('gradient', _GRADIENT,
+            'Gradient matching: a network gets the same gradient from the images as from the real data, on average.',
+            'kmeans', 'DC, Zhao et al. 2021')
+name_method('dsa', dataclasses.replace(_GRADIENT, augment=_CROPS),
+            'Gradient matching with the same augmentation on both sides.', 'gradient', 'DSA, Zhao and Bilen 2021')
+_IDC = dataclasses.replace(_GRADIENT, objective='gradient(l2)', prior='multiformation(2)', augment=_CROPS, lr=.1,
+                           network='convnet(life=10, steps=2, lr=0.05, mix=0.5)')
+name_method('idc', _IDC, 'Gradient matching with four images stored in one.', 'dsa', 'IDC, Kim et al. 2022')
+name_method('dream', dataclasses.replace(_IDC, batch='representative(32)'), 'IDC with representative real batches.',
+            'idc', 'DREAM, Liu et al. 2023')
+name_method('distribution', _DISTRIBUTION,
+            'Distribution matching: mean features agree with those of the real data, class by class.', 'kmeans',
+            'DM, Zhao and Bilen 2023')
 
-# %% ../nbs/44_methods.ipynb #ac35aaf8
-for _name, _method, _text, _plain, _cite in [
-    ('moments', Method('moments', **_ADAM), 'Means and covariances of features agree.', 'distribution', ''),
-    ('characteristic', Method('characteristic', **_ADAM), 'Characteristic functions of features agree.', 'distribution', 'after NCFM, Wang et al. 2025'),
-    ('mmd', Method('mmd', **_ADAM), 'Kernel means of features agree.', 'distribution', 'Gretton et al. 2012'),
-    ('batch-norm', Method('batchnorm', **_ADAM), 'A trained network recognises the images and sees its usual batch-norm statistics in them.', 'kmeans', 'after SRe2L, Yin et al. 2023'),
-    ('patches', Method(start='patches', labels='teacher'), 'Images packed from real patches that a teacher recognises, with its labels.', 'random', 'RDED, Sun et al. 2024'),
-]: name_method(_name, _method, _text, _plain, _cite)
+# %% ../nbs/44_methods.ipynb #583ff1c5
+name_method('trajectory', Method('trajectory', steps=60, lr=200.),
+            'Trajectory matching: training on the images arrives where training on the real data does.',
+            'kmeans', 'MTT, Cazenavette et al. 2022')
+name_method('kernel', Method('kernel', steps=200, lr=.01, optimizer='adam',
+                             network='convnet(life=10, steps=2, lr=0.05)'),
+            'Kernel ridge regression from the images predicts the real labels.', 'kmeans',
+            'FRePo, Zhou et al. 2022; KIP, Nguyen et al. 2021')
+name_method('unrolled', Method('unrolled(steps=20, lr=0.1)', steps=100, lr=.003, optimizer='adam'),
+            'Differentiates through a short training on the images.', 'kmeans', 'Wang et al. 2018')
 
-# %% ../nbs/44_methods.ipynb #a41b4bdd
-_UNIFORM = dict(clustering='kmeans(3)', risk='twolevel(mean, mean)')
-_RDD = 'RDD, arXiv 2402.04676'
+# %% ../nbs/44_methods.ipynb #eb5c247f
+for _name, _text, _cite in [
+    ('moments', 'Means and covariances of features agree.', ''),
+    ('characteristic', 'Characteristic functions of features agree.', 'after NCFM, Wang et al. 2025'),
+    ('mmd', 'Kernel means of features agree.', 'Gretton et al. 2012'),
+]:    name_method(_name, Method(_name, **_ADAM), _text, 'distribution', _cite)
 
-for _name, _method, _text, _plain, _cite in [
-    ('rdd-network', dataclasses.replace(_GRADIENT, risk_at='network', **_UNIFORM), 'Gradient matching in networks trained for the risk over clusters.', 'gradient', f'{_RDD}, Algorithm 1'),
-    ('rdd-target', dataclasses.replace(_GRADIENT, lr=.2, risk_at='target', **_UNIFORM), 'Gradient matching towards a real gradient in which every cluster weighs the same.', 'gradient', f'after {_RDD}'),
-    ('rdd-distance', dataclasses.replace(_DISTRIBUTION, risk_at='distance', clustering='kmeans(4)', risk='0.5*mean + 0.5*cvar(0.5)'),
-     'Distribution matching with one distance for each cluster, and mean + CVaR of these distances.', 'distribution', f'after {_RDD}'),
-    ('density', dataclasses.replace(_DISTRIBUTION, base='density'), 'Distribution matching with more weight where real samples are sparse.', 'distribution', 'weights after Cui et al. 2024'),
-    ('fairdd', dataclasses.replace(_DISTRIBUTION, risk='mean', risk_at='distance', clustering='groups'), 'One distance for each true group, all of the same weight. Sees group labels.', 'distribution', 'in the form of FairDD, NeurIPS 2025'),
-    ('cobra', dataclasses.replace(_DISTRIBUTION, risk='twolevel(mean, mean)', risk_at='target', clustering='groups'), 'The uniform average of the true groups as target. Sees group labels.', 'distribution', 'in the form of COBRA, arXiv 2605.00185'),
-]: name_method(_name, _method, _text, _plain, _cite)
+name_method('batch-norm', Method('batchnorm', **_ADAM),
+            'A trained network recognises the images and sees its usual batch-norm statistics in them.',
+            'kmeans', 'after SRe2L, Yin et al. 2023')
+name_method('patches', Method(start='patches', labels='teacher'),
+            'Images packed from real patches that a teacher recognises, with its labels.', 'random',
+            'RDED, Sun et al. 2024')
+
+# %% ../nbs/44_methods.ipynb #786acd14
+_UNIFORM, _RDD = dict(clustering='kmeans(3)', risk='twolevel(mean, mean)'), 'RDD, arXiv 2402.04676'
+
+name_method('rdd-network', dataclasses.replace(_GRADIENT, risk_at='network', **_UNIFORM),
+            'Gradient matching in networks trained for the risk over clusters.', 'gradient', f'{_RDD}, Algorithm 1')
+name_method('rdd-target', dataclasses.replace(_GRADIENT, lr=.2, risk_at='target', **_UNIFORM),
+            'Gradient matching towards a real gradient in which every cluster weighs the same.', 'gradient',
+            f'after {_RDD}')
+name_method(
+    'rdd-distance',
+    dataclasses.replace(_DISTRIBUTION, risk_at='distance', clustering='kmeans(4)', risk='0.5*mean + 0.5*cvar(0.5)'),
+    'Distribution matching with one distance for each cluster, and mean + CVaR of these distances.', 'distribution',
+    f'after {_RDD}')
+
+# %% ../nbs/44_methods.ipynb #2a6eeaf9
+name_method('density', dataclasses.replace(_DISTRIBUTION, base='density'),
+            'Distribution matching with more weight where real samples are sparse.', 'distribution',
+            'weights after Cui et al. 2024')
+name_method('fairdd', dataclasses.replace(_DISTRIBUTION, risk='mean', risk_at='distance', clustering='groups'),
+            'One distance for each true group, all of the same weight. Sees group labels.',
+            'distribution', 'in the form of FairDD, NeurIPS 2025')
+name_method('cobra',
+            dataclasses.replace(_DISTRIBUTION, risk='twolevel(mean, mean)', risk_at='target', clustering='groups'),
+            'The uniform average of the true groups as target. Sees group labels.', 'distribution',
+            'in the form of COBRA, arXiv 2605.00185')
 
 # %% ../nbs/44_methods.ipynb #5b67a687
 def _settled(fields, said):
-    "Fields in which what a named method had before goes back to its default where a change has made it idle; `said` was asked for and stays."
+    "Fields in which what became idle by a change goes back to its default, unless it is among `said`, what was asked for."
     if 'risk' in said and fields['risk'] is None and 'risk_at' not in said: fields['risk_at'] = None
     fields = _read_fields(fields)
     for _ in fields:                                        # one may be idle only because of another
-        lost = {k for k in idle(SimpleNamespace(**fields)) if k.split('.')[0] not in said and _get(SimpleNamespace(**fields), k) != _get(PLAIN, k)}
+        m = SimpleNamespace(**fields)
+        lost = [k for k in idle(m) if k.split('.')[0] not in said and _get(m, k) != _get(PLAIN, k)]
         for k in lost:
             top, _, rest = k.partition('.')
             fields[top] = fields[top].replace(**{rest: _get(PLAIN, k)}) if rest else getattr(PLAIN, top)
         if not lost: break
     return fields
 
+# %% ../nbs/44_methods.ipynb #5b0752b8
 def as_method(
     method,     # a name in `METHODS` or a `Method`
     **changes,  # fields to change: a part, its text, or a dict that changes single settings of the present part
 ) -> Method:
-    "The method of that name, with changes. Raises `ValueError` for an unknown name or field, and for a setting that cannot act."
+    "The method of that name, with changes. Raises `ValueError` for an unknown name or field, or one that cannot act."
     if not isinstance(method, Method): method = METHODS[one_of('method', method, tuple(METHODS))]
     if not changes: return method
     fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(Method)}
     for name, value in changes.items():
         one_of('setting', name, tuple(fields))
         if isinstance(value, dict):
-            if not isinstance(fields[name], Part): raise ValueError(f'{name}={shown(value)}: there is no {name} of which to change settings')
+            if not isinstance(fields[name], Part):
+                raise ValueError(f'{name}={shown(value)}: there is no {name} of which to change settings')
             value = fields[name].replace(**value)
         fields[name] = value
     return Method(**_settled(fields, changes))

@@ -140,8 +140,9 @@ class Setup:
     y: Tensor                        # (n,) their classes, 0 to n_classes - 1
     n_classes: int
     seed: int = 0
-    network: Callable | None = None  # network(*keys): a freshly drawn network on the device, a function of seed and keys
-    train: Callable | None = None    # train(net, steps, *keys, lr=None, plain=False): on real samples; under the risk where it acts there, unless plain
+    network: Callable | None = None  # network(*keys): a freshly drawn network, a function of seed and keys
+    # train(net, steps, *keys, lr=None, plain=False): on real samples, under the risk unless plain
+    train: Callable | None = None
     clusters: Callable | None = None # clusters(index): cluster of each real sample in `index`
     p: Tensor | None = None          # (n,) base weights of the real samples; None: equal
     risk: object | None = None       # the method's risk measure

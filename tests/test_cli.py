@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from rdd_nb import cli, commands
+from rdd_nb import cli, commands, data
 from rdd_nb.sources import load_data
 from rdd_nb.cli import COMMANDS, main, parser
 from rdd_nb.commands import DEMO
