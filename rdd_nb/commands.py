@@ -228,7 +228,7 @@ def demo(
     options = dict(device=device, jobs=jobs, resume=resume, source=source, command=command)
     return _demo(splits, steps, seeds, out, ipc, recipe, networks, **options)
 
-# %% ../nbs/78_commands.ipynb #fd792f75
+# %% ../nbs/78_commands.ipynb #f6ac24e8
 def _demo(splits, steps, seeds, out, ipc, *args, **options):
     from rdd_nb.compare import as_methods, compare
     from rdd_nb.distill import as_method
