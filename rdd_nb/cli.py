@@ -27,7 +27,7 @@ def _accepts(anno, needed):
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise ValueError(f'{message[:200]} (see {self.prog} --help)')
 
-# %% ../nbs/80_cli.ipynb #84cf1e69
+# %% ../nbs/80_cli.ipynb #3cd46121
 def parser(command) -> argparse.ArgumentParser:
     "The parser of a function in `commands`."
     p = _Parser(prog=f'rdd-nb {command.__name__}', description=command.__doc__, allow_abbrev=False)
@@ -37,8 +37,8 @@ def parser(command) -> argparse.ArgumentParser:
         accepts = _accepts(d.anno, needed)
         if needed and d.kind != inspect.Parameter.KEYWORD_ONLY: p.add_argument(name, help=text, **accepts); continue
         if not needed and str(d.default) not in ('None', 'False', '', '()'): text += f' (default: {d.default})'
-        default = [] if d.default == () else d.default
-        p.add_argument('--' + name.replace('_', '-'), required=needed, default=default, help=text, **accepts)
+        flags = ['-o'] * (name == 'out') + ['--' + name.replace('_', '-')]
+        p.add_argument(*flags, required=needed, default=[] if d.default == () else d.default, help=text, **accepts)
     return p
 
 # %% ../nbs/80_cli.ipynb #aecbab4a

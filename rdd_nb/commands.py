@@ -235,7 +235,7 @@ def _demo(splits, steps, seeds, out, ipc, *args, **options):
     from rdd_nb.methods import as_method
     from rdd_nb.report import write_report
     share = (splits.train.group == 1).float().mean()
-    print(f'digits: {len(splits.train)} training images; in each class {share:.0%} of them are inverted and transposed; '
+    print(f'digits: {len(splits.train)} training images; in each class {share:.0%} are inverted and transposed; '
           f'no method is told which.\n{len(DEMO)} methods x {len(seeds)} seeds, {ipc} images per class:')
     changes = {} if steps is None else dict(steps=steps)
     methods = {k: as_method(m, **changes) if m and m.objective else m for k, m in as_methods(DEMO).items()}

@@ -197,14 +197,14 @@ def _sweep(todo, out, device, jobs, resume, progress, splits, source, trust, com
     write_report(out, data=splits.train)
     return report
 
-# %% ../nbs/63_sweep.ipynb #d1b5fd9e
+# %% ../nbs/63_sweep.ipynb #f75f0a53
 def check_plan(todo, splits, source, device, jobs=None):
     "The record of a sweep. Raises `ValueError` in one line for a plan that cannot work on these data."
     if jobs is not None: whole('jobs', jobs)
     for i in sorted({r['ipc'] for r in todo.runs}):
         check_all(splits, [r['method'] for r in todo.runs if r['ipc'] == i], [i], todo.training, todo.networks, todo.on)
     seeds, ipcs = (sorted({r[k] for r in todo.runs}) for k in ('seed', 'ipc'))
-    return record(splits, source, todo.methods, seeds, ipcs, todo.training, todo.networks, todo.on, device)
+    return record(splits, source, todo.methods, seeds, ipcs, todo.training, todo.networks, todo.on, pick_device(device))
 
 def _write_plan(todo, out):
     atomic_write(out/'grid.toml', lambda p: p.write_text(todo.text, encoding='utf-8'))
