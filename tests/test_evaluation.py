@@ -691,7 +691,7 @@ def test_every_named_architecture_can_be_built():
     for shape, most in (((1, 8, 8), 1), ((1, 28, 28), 0), ((3, 32, 32), 0)):
         failed = 0
         for changes in ARCHITECTURES.values():
-            try:Training(**changes).network(shape, 10, 0)
+            try: Training(**changes).network(shape, 10, 0)
             except ValueError as e: failed += 1; assert '\n' not in str(e)
         assert failed == most
 
@@ -900,7 +900,7 @@ def test_augmentations_of_the_field():
     assert len(torch.unique(out.flatten(1), dim=0)) > 50 and out.min() > -.2
     # how far the bar comes up and down
     rows = [out[:, 0, r].amax(1) > .9 for r in range(28)]
-    assert [bool(rows[r].any()) for r in (5, 6, 20, 22)] == [False, True, True, False]
+    assert [bool(rows[r].any()) for r in (6, 7, 21, 22)] == [False, True, True, False]
     # the mean of the batch, or 0 where it was scaled
     corners = out[:, 0, 0, 0]
     assert (corners - x.mean()).abs().min() < 1e-4 and (corners.abs() < 1e-6).sum() > 40

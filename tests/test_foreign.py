@@ -418,6 +418,6 @@ def test_published_files(path):
     if held:
         assert len(found) == len(held['data']) and all(torch.equal(s.x, x) for s, (x, _) in zip(found, held['data']))
         for a, values in held['accs_all_exps'].items():
-            if len(values):assert found[0].provenance['measured'][a]['mean'] == pytest.approx(np.mean(values))
+            if len(values): assert found[0].provenance['measured'][a]['mean'] == pytest.approx(np.mean(values))
             else: assert a not in found[0].provenance['measured']
     assert all(len(s.classes) == CONSTANTS[name][2] for s in found)
