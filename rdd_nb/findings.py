@@ -76,14 +76,15 @@ def is_free(c: Comparison, method):
     hard = str(settings(c, method).get('labels', 'hard')).lower().startswith('hard')
     return set(steps) == {0} and hard and not is_reference(method) and not uses_groups(c, method)
 
-# %% ../nbs/64_findings.ipynb #d9c0c39d
+# %% ../nbs/64_findings.ipynb #7898a6f8
 def partner(c: Comparison, method, name):
     "The method called `name` in the same folder as `method`, or anywhere, or None."
     wanted = [name + method[len(base(method)):], name]
     return next((n for n in wanted if n in c.methods), next((n for n in c.methods if base(n) == name), None))
 
 def plain_of(c: Comparison, method):
-    "The same matching without the risk: that of the card, else the nearest by settings, else None."
+    "The same matching without the risk: that of the card, else the nearest by settings; None for selections."
+    if all(r.get('steps') == 0 for r in c.of(method)): return None
     if (named := card(method)) and named.plain: return partner(c, method, named.plain)
     own = settings(c, method)
     if not own.get('risk'): return None

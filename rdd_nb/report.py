@@ -65,8 +65,8 @@ def groups(c):
                 'Bars: mean over seeds, with the 95 % interval above and one dot for each seed below. '
                 'Dashed: training on all real data. Bars start at zero, since their length is the value.')
 
-# %% ../nbs/65_report.ipynb #d4c23937
-_ASKED = dict(plain='What the risk adds to plain matching', free='Against the best free selection',
+# %% ../nbs/65_report.ipynb #0a1cfa1b
+_ASKED = dict(plain='Against the plain counterpart', free='Against the best free selection',
               full='Against training on all real data')
 
 def difference_groups(c: Comparison) -> dict: # {title: differences}

@@ -12,7 +12,7 @@ from rdd_nb.blocks import Items, section
 from rdd_nb.core import write_json
 from rdd_nb.data import GroupedDataset
 from rdd_nb.findings import (accuracy_table, all_differences, best, chance_minimum, difference, findings, frame,
-                             headline, is_free, uses_groups)
+                             headline, is_free, plain_of, uses_groups)
 from rdd_nb.intervals import paired, summarise
 from rdd_nb.report import damage_table, page_of, severity_charts, to_html, to_markdown, write_report
 from rdd_nb.runs import Comparison, read_comparison
@@ -635,6 +635,12 @@ def test_the_headline_compares_with_the_best_free_selection(tmp_path):
     told = ' '.join(Page(to_html(c)).text)
     for said in ('All seeds share one test set', 'comparisons between two methods', 'No method saw group labels'):
         assert said in told
+
+
+def test_a_selection_has_no_plain_matching():
+    gains = {'random': 0., 'k-center': .2, 'rdd-target': .1, 'gradient': 0.}
+    c = Comparison([row(m, s, g) for m, g in gains.items() for s in (0, 1)])
+    assert [plain_of(c, m) for m in c.methods] == [None, None, 'gradient', None]
 
 
 def test_methods_of_a_user_are_described_by_their_settings(tmp_path):
