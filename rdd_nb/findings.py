@@ -12,30 +12,17 @@ __all__ = ['TOLERANCE', 'MAX_GROUPS', 'COSTS', 'WORST', 'COST_NOTE', 'card', 'se
 # %% ../nbs/64_findings.ipynb #a2913cc2
 from collections import Counter
 from dataclasses import dataclass
-from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 from scipy import stats
 from .blocks import Entry, percent, points
 from .intervals import interval, paired, wilson
+from .methods import CARDS
 from .runs import BOOKKEEPING, NUMBER, Comparison, base, bounded, is_reference, scalars, some
 
 # %% ../nbs/64_findings.ipynb #0e376c05
-_CARDS = {n: SimpleNamespace(description=d, plain=p, cite=None) for n, p, d in (
-    ('random', None, 'Real images of each class, drawn at random.'),
-    ('kmeans', None, 'The real images nearest to the k-means centres of each class.'),
-    ('gradient', None, 'Plain gradient matching.'),
-    ('distribution', None, 'Plain distribution matching.'),
-    ('rdd-network', 'gradient', 'Gradient matching on networks trained for the risk (Algorithm 1 of the RDD paper).'),
-    ('rdd-target', 'gradient', 'Gradient matching towards a gradient weighted by the risk.'),
-    ('rdd-distance', 'distribution', 'Distribution matching with a risk over the distances of the clusters.'),
-    ('full', None, 'Training on all real images.'),
-    ('full-risk', 'full', 'Training on all real images with a risk in place of the mean.'))}
-
 def card(name):
     "The card of a named method (description, plain, cite), or None."
-    try: from rdd_nb.methods import CARDS
-    except ImportError: CARDS = _CARDS
     return CARDS.get(base(name))
 
 # %% ../nbs/64_findings.ipynb #9db00cd2

@@ -243,7 +243,7 @@ CARDS = {}        # name -> Card, also for rows of a comparison that are no meth
 class Card:
     "What a reader should know about a named row of a table."
     description: str           # a sentence
-    plain: str | None = None   # the row it should be compared with
+    plain: str | None = None   # the same without its risk or weights; None: it has none
     cite: str = ''             # source
 
 def name_method(
@@ -279,42 +279,39 @@ _ADAM = dict(steps=100, lr=.03, optimizer='adam')
 
 name_method('gradient', _GRADIENT,
             'Gradient matching: a network gets the same gradient from the images as from the real data, on average.',
-            'kmeans', 'DC, Zhao et al. 2021')
+            cite='DC, Zhao et al. 2021')
 name_method('dsa', dataclasses.replace(_GRADIENT, augment=_CROPS),
-            'Gradient matching with the same augmentation on both sides.', 'gradient', 'DSA, Zhao and Bilen 2021')
+            'Gradient matching with the same augmentation on both sides.', cite='DSA, Zhao and Bilen 2021')
 _IDC = dataclasses.replace(_GRADIENT, objective='gradient(l2)', prior='multiformation(2)', augment=_CROPS, lr=.1,
                            network='convnet(life=10, steps=2, lr=0.05, mix=0.5)')
-name_method('idc', _IDC, 'Gradient matching with four images stored in one.', 'dsa', 'IDC, Kim et al. 2022')
+name_method('idc', _IDC, 'Gradient matching with four images stored in one.', cite='IDC, Kim et al. 2022')
 name_method('dream', dataclasses.replace(_IDC, batch='representative(32)'), 'IDC with representative real batches.',
-            'idc', 'DREAM, Liu et al. 2023')
+            cite='DREAM, Liu et al. 2023')
 name_method('distribution', _DISTRIBUTION,
-            'Distribution matching: mean features agree with those of the real data, class by class.', 'kmeans',
-            'DM, Zhao and Bilen 2023')
+            'Distribution matching: mean features agree with those of the real data, class by class.', cite='DM, Zhao and Bilen 2023')
 
 # %% ../nbs/44_methods.ipynb #583ff1c5
 name_method('trajectory', Method('trajectory', steps=60, lr=200.),
             'Trajectory matching: training on the images arrives where training on the real data does.',
-            'kmeans', 'MTT, Cazenavette et al. 2022')
+            cite='MTT, Cazenavette et al. 2022')
 name_method('kernel', Method('kernel', steps=200, lr=.01, optimizer='adam',
                              network='convnet(life=10, steps=2, lr=0.05)'),
-            'Kernel ridge regression from the images predicts the real labels.', 'kmeans',
-            'FRePo, Zhou et al. 2022; KIP, Nguyen et al. 2021')
+            'Kernel ridge regression from the images predicts the real labels.', cite='FRePo, Zhou et al. 2022; KIP, Nguyen et al. 2021')
 name_method('unrolled', Method('unrolled(steps=20, lr=0.1)', steps=100, lr=.003, optimizer='adam'),
-            'Differentiates through a short training on the images.', 'kmeans', 'Wang et al. 2018')
+            'Differentiates through a short training on the images.', cite='Wang et al. 2018')
 
 # %% ../nbs/44_methods.ipynb #eb5c247f
 for _name, _text, _cite in [
     ('moments', 'Means and covariances of features agree.', ''),
     ('characteristic', 'Characteristic functions of features agree.', 'after NCFM, Wang et al. 2025'),
     ('mmd', 'Kernel means of features agree.', 'Gretton et al. 2012'),
-]:    name_method(_name, Method(_name, **_ADAM), _text, 'distribution', _cite)
+]:    name_method(_name, Method(_name, **_ADAM), _text, cite=_cite)
 
 name_method('batch-norm', Method('batchnorm', **_ADAM),
             'A trained network recognises the images and sees its usual batch-norm statistics in them.',
-            'kmeans', 'after SRe2L, Yin et al. 2023')
+            cite='after SRe2L, Yin et al. 2023')
 name_method('patches', Method(start='patches', labels='teacher'),
-            'Images packed from real patches that a teacher recognises, with its labels.', 'random',
-            'RDED, Sun et al. 2024')
+            'Images packed from real patches that a teacher recognises, with its labels.', cite='RDED, Sun et al. 2024')
 
 # %% ../nbs/44_methods.ipynb #786acd14
 _UNIFORM, _RDD = dict(clustering='kmeans(3)', risk='twolevel(mean, mean)'), 'RDD, arXiv 2402.04676'

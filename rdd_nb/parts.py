@@ -91,12 +91,18 @@ def _make(cls, name, args=(), settings={}):
         return found(*args, **settings)
     except TypeError as e: raise ValueError(f'{found.__name__}: {e}') from None
 
+def _combined(a, op, b):
+    "The sum of two parts, or a part times a number."
+    parts = isinstance(a, Part) + isinstance(b, Part)
+    if isinstance(op, ast.Add) and parts == 2: return a + b
+    if isinstance(op, ast.Mult) and parts == 1 and isinstance(a if isinstance(b, Part) else b, Real): return a * b
+    raise SyntaxError
+
 def _value(node, cls, top=False):
     "What a node of the syntax tree stands for, as a part of kind `cls` or a plain value."
     def inside(n): return _value(n, cls)
     match node:
-        case ast.BinOp(left=a, op=ast.Add(), right=b): return inside(a) + inside(b)
-        case ast.BinOp(left=a, op=ast.Mult(), right=b): return inside(a) * inside(b)
+        case ast.BinOp(left=a, op=op, right=b): return _combined(inside(a), op, inside(b))
         case ast.UnaryOp(op=ast.USub(), operand=a): return -inside(a)
         case ast.Constant(value=v): return v
         case ast.List(elts=items) | ast.Tuple(elts=items): return [inside(x) for x in items]
