@@ -86,7 +86,7 @@ def _manners():
     before = signal.signal(signal.SIGTERM, stop) if main else None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', DeprecationWarning)      # of libraries, which a user cannot mend
+            for kind in (DeprecationWarning, FutureWarning): warnings.simplefilter('ignore', kind)   # of libraries
             warnings.showwarning = lambda message, *_: _say(f'note: {one_line(ValueError(str(message)))}')
             yield
     finally:

@@ -80,7 +80,7 @@ FILES = {
         'bytes.csv': words('\x00'),
 }
 
-DATA, REPORT, TABLES = (f'its {n} module is being rebuilt' for n in ('data', 'report', 'tables'))
+DATA, REPORT = (f'its {n} module is being rebuilt' for n in ('data', 'report'))
 RECIPE = 'the evaluation module is being rebuilt'
 
 
@@ -302,7 +302,7 @@ TABLE = [
     Bad('merge a.csv b.csv --target ill --out new.txt', r'\.csv'),
     Bad('merge a.csv b.csv --target ill --borrow 3', 'borrow'),
     Bad('merge a.csv b.csv --target ill --steps -1', 'steps'),
-    Bad('merge a.csv gaps.csv --target ill', 'gaps.csv', later=TABLES),
+    Bad('merge a.csv gaps.csv --target ill', 'gaps.csv'),
     # pinn
     Bad('pinn --out new --pde wave', 'wave'),
     Bad('pinn --out file', 'file'),
