@@ -86,6 +86,7 @@ def _manners():
     before = signal.signal(signal.SIGTERM, stop) if main else None
     try:
         with warnings.catch_warnings():
+            for kind in (DeprecationWarning, FutureWarning): warnings.simplefilter('ignore', kind)   # of libraries
             warnings.showwarning = lambda message, *_: _say(f'note: {one_line(ValueError(str(message)))}')
             yield
     finally:

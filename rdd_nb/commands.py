@@ -30,8 +30,10 @@ def _data(
     return splits, splits.source
 
 def _folder(out, otherwise=None):
+    out = otherwise if out is None else out
+    if any(p.is_file() for p in (Path(out), *Path(out).parents)): raise ValueError(f'--out {out}: is, or is in, a file')
     if out == '': raise ValueError("--out '': expected the name of a folder")
-    return Path(otherwise if out is None else out)
+    return Path(out)
 
 # %% ../nbs/78_commands.ipynb #4ffea8fd
 def settings_of(pairs) -> dict:
@@ -296,25 +298,36 @@ def methods():
     for name, m in METHODS.items():
         print(f'{name:15}' + ', '.join(f'{k}={v}' for k, v in m.describe().items() if v != plain[k]))
 
-# %% ../nbs/78_commands.ipynb #10327cab
+# %% ../nbs/78_commands.ipynb #d0e2fc25
+def _columns(
+    positive: str | None = None, # the value of the target that counts as positive (if not given: the second in order)
+    categories: str = '', # number columns that are codes, separated by commas
+    missing: list = (), # what stands for a missing value beside '?', NA and nothing: CODE or COLUMN=CODE; repeatable
+    drop: list = (), # a column to leave out; may be repeated
+    accept: list = (), # a column or table to take as it is, although it looks wrong; may be repeated
+    order: list = (), # what holds in every row, such as 'direct <= total' or 'dose >= 0'; may be repeated
+): return dict(locals(), missing=['?', *missing])
+
+# %% ../nbs/78_commands.ipynb #c4cf10c1
+@delegates(_columns)
 def merge(
-    table: list, # CSV files whose first line holds the names of the columns
+    table: list, # CSV or Parquet files with names of columns
     *,
     target: str, # the column to predict, with the same two values in every table
     out: str = 'merged.csv', # the synthetic table
-    rows: int = 100, # its number of rows
+    rows: int = 100, # its number of rows, fewer or more than the real ones
     risk: str = 'cvar(tail=0.5)', # over the sites' losses, such as mean or 'cvar(tail=0.3)'
     borrow: float = .5, # weight of the other sites' rows in a site's task
-    categories: str = '', # number columns that are codes, separated by commas
-    missing: list = (), # a text that stands for a missing value, beside '?', NA and nothing; may be repeated
+    labels: str = 'rates', # rates, or ensemble; with --rows 2000 --steps 0, 'ensemble' suits trees
     steps: int = 200, # updates of the synthetic rows
     seed: int = 0, # of everything that is drawn
     device: str = 'cpu', # these tables are small
     force: bool = False, # overwrite the output if it exists
+    **kwargs,
 ):
     "Make one small synthetic table from several with intersecting columns."
-    asked = SimpleNamespace(**locals() | dict(missing=['?', *missing]))
-    from rdd_nb.merge import do_merge
+    asked = SimpleNamespace(**locals(), **_columns(**kwargs))
+    from rdd_nb.sites import do_merge
     return do_merge(asked)
 
 # %% ../nbs/78_commands.ipynb #9f69d2eb

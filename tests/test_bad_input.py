@@ -80,14 +80,14 @@ FILES = {
         'bytes.csv': words('\x00'),
 }
 
-METHODS, DATA, REPORT, TABLES = (f'its {n} module is being rebuilt' for n in ('methods', 'data', 'report', 'tables'))
-CORE, RECIPE = 'core checks devices after the merge', 'the evaluation module is being rebuilt'
+DATA, REPORT = (f'its {n} module is being rebuilt' for n in ('data', 'report'))
+RECIPE = 'the evaluation module is being rebuilt'
 
 
 def distill(words, says, later=''): return Bad(f'distill toy.npz --device cpu {words}', says, later=later)
 def grid(text, says, later=''): return Bad('sweep grid.toml --device cpu', f'^rdd-nb: grid.toml: .*{says}', text, later)
 def late(text, says, later=''): return Bad('sweep grid.toml --device cpu', says, f'data = "toy.npz"\n{text}', later)
-def report(text, says, later=''): return Bad('report seen', f'report.json.*{says}', text, later)
+def report(text, says, later=''): return Bad('report seen', f'report.json.*({says})', text, later)
 
 
 TABLE = [
@@ -112,7 +112,7 @@ TABLE = [
     Bad('distill toy\udcff.npz', r'udcff.npz. is not UTF-8'),
     Bad('distill toy.npz --lr ten', '--lr: invalid float'),
     Bad('merge a.csv', 'required: --target'),
-    Bad('pinn', 'required: --out'),
+    Bad('pinn', 'required: .*--out'),
     # data
     Bad('distill digit', "digit.*digits"),
     Bad('distill nowhere/at/all', 'nowhere/at/all.*no such folder'),
@@ -134,12 +134,12 @@ TABLE = [
     Bad('distill digits --share 2', 'share.*2'),
     Bad('distill digits --share nan', 'share'),
     Bad('distill digits --shift sideways', 'sideways'),
-    Bad('distill "\x1b[31m.npz"', r'\\x1b\[31m.npz: there is no such file'),
-    Bad('distill {long}', 'File name too long|no such'),
+    Bad('distill "\x1b[31m.npz"', r'\\x1b\[31m.npz'),
+    Bad('distill {long}', 'x{50}.*(too long|no such|unknown)'),
     Bad('distill digits --data-seed -1', 'seed', later=DATA),
     # the method and its settings
     distill('--method magic', "'magic' is not known"),
-    distill('--method rdd-distanse', "did you mean 'rdd-distance'", METHODS),
+    distill('--method rdd-distanse', "did you mean 'rdd-distance'"),
     distill('--risk "cvr(tail=0.2)"', "did you mean 'cvar'"),
     distill('--risk "cvar(tail=2)"', 'tail=?.*2'),
     distill('--risk 3', 'risk'),
@@ -162,27 +162,27 @@ TABLE = [
     distill('--set =3', 'NAME=VALUE'),
     distill('--set steps=many', "steps='many'"),
     distill('--set {long}', 'NAME=VALUE'),
-    distill('--set steps=True', 'steps=True', METHODS),
+    distill('--set steps=True', 'steps=True'),
     distill('--set "batch=[1]"', 'batch'),
     distill('--set network=foo', 'foo'),
     distill('--set augment=flipp', 'flipp'),
     distill('--set steps=1e3', 'steps=1000.0'),
     distill('--method kmeans --steps 3', 'steps=3'),
-    distill('--clustering groups', 'group', METHODS),
-    distill('--clustering "kmeans(0)"', 'at least 1', METHODS),
-    distill('--start kcentre', "did you mean 'kcenter'", METHODS),
-    distill('--set network.width=True', 'width=True', METHODS),
-    distill('--set network.width=1000000', 'width=1000000', METHODS),
+    distill('--clustering groups', 'group'),
+    distill('--clustering "kmeans(0)"', 'at least 1'),
+    distill('--start kcentre', "did you mean 'kcenter'"),
+    distill('--set network.width=True', 'width=True'),
+    distill('--set network.width=1000000', 'width=1000000'),
     distill('--set "optimizer=adam(momentum=1.5)"', '1.5'),
     distill('--set network.live=3', 'live'),
-    distill('--set base=density --method kmeans', 'no effect', METHODS),
+    distill('--set base=density --method kmeans', 'no effect'),
     distill('--set risk=3', 'risk=?'),
     distill('--method gradient --set objective=foo', 'foo'),
     # where it runs, what it writes, what it executes
     distill('--device abacus', 'abacus'),
     distill('--device cuda:77', 'cuda:77'),
-    distill('--device meta', 'meta', CORE),
-    distill('--device cpu:3', 'cpu:3', CORE),
+    distill('--device meta', 'meta'),
+    distill('--device cpu:3', 'cpu:3'),
     distill("--out ''", "--out ''"),
     distill('--out file', 'file'),
     distill('--out file/run', 'file'),
@@ -211,7 +211,7 @@ TABLE = [
     Bad('evaluate run --corruptions fog-9', 'fog'),
     Bad('evaluate run --metrics f', '--metrics f: expected a function'),
     Bad('evaluate run --parts mine.py --metrics f', '--metrics f: expected a function'),
-    Bad('evaluate run --protocol dd', "'dd' is not known", later=RECIPE),
+    Bad('evaluate run --protocol dd', "'dd' is not known"),
     Bad('evaluate run --device abacus', 'abacus'),
     # report
     Bad('report nowhere', 'nowhere'),
@@ -219,10 +219,10 @@ TABLE = [
     Bad('report run', 'report.json'),
     Bad("report run --out ''", "''"),
     report('{', 'not a JSON'),
-    report('[]', 'rows'),
-    report('3', 'rows'),
+    report('[]', 'rows|object'),
+    report('3', 'rows|object'),
     report('{"rows": []}', 'rows'),
-    report('{"rows": [1]}', 'row 0'),
+    report('{"rows": [1]}', r'row 0|rows\[0\]'),
     report('{"rows": [{}]}', 'method'),
     report('{"rows": {}, "config": []}', 'rows'),
     report('\x00', 'not a JSON'),
@@ -302,7 +302,7 @@ TABLE = [
     Bad('merge a.csv b.csv --target ill --out new.txt', r'\.csv'),
     Bad('merge a.csv b.csv --target ill --borrow 3', 'borrow'),
     Bad('merge a.csv b.csv --target ill --steps -1', 'steps'),
-    Bad('merge a.csv gaps.csv --target ill', 'gaps.csv', later=TABLES),
+    Bad('merge a.csv gaps.csv --target ill', 'gaps.csv'),
     # pinn
     Bad('pinn --out new --pde wave', 'wave'),
     Bad('pinn --out file', 'file'),
