@@ -266,7 +266,7 @@ for _name, _start, _text, _cite in [
      'Gonzalez 1985; Sener and Savarese 2018'),
     ('kmeans', 'kmeans', 'The real images nearest to the k-means centres of each class.', ''),
     ('group-balanced', 'groups', 'Random real images, equally many of each group. Sees group labels.', ''),
-]:    name_method(_name, Method(start=_start), _text, None if _name in ('random', 'kmeans') else 'random', _cite)
+]:    name_method(_name, Method(start=_start), _text, cite=_cite)
 
 name_method('full', None, 'Training on all real images: the yardstick, not a distilled set.')
 name_method('full-risk', None, 'Training on all real images under a risk measure in place of the mean.', 'full')
