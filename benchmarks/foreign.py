@@ -31,7 +31,7 @@ MNIST, CIFAR, CIFAR50 = (f'{n}.pt' for n in ('dg_res_DC_MNIST_ConvNet_1ipc', 'dg
                                              'res_DC_CIFAR10_ConvNet_10ipc'))
 PLAN = [  # file, data, architecture, networks for each run: in the order of the work
     (MNIST, 'mnist', 'MLP', 4), (MNIST, 'mnist', 'LeNet', 4), (MNIST, 'mnist', 'ConvNet', 2),
-    (CIFAR50, 'cifar10', 'ConvNet', 3), (CIFAR, 'cifar10', 'MLP', 4), (CIFAR, 'cifar10', 'LeNet', 4),
+    (CIFAR50, 'cifar10', 'ConvNet', 8), (CIFAR, 'cifar10', 'MLP', 4), (CIFAR, 'cifar10', 'LeNet', 4),
     (MNIST, 'mnist', 'VGG11', 1), (MNIST, 'mnist', 'AlexNet', 1), (CIFAR, 'cifar10', 'ConvNet', 2),
     (MNIST, 'mnist', 'ResNet18', 1), (CIFAR, 'cifar10', 'VGG11', 1), (CIFAR, 'cifar10', 'AlexNet', 1),
     (CIFAR, 'cifar10', 'ResNet18', 1),
