@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SURROGATES', 'NotApplicable', 'Surrogate', 'Shipped', 'Quantisation', 'Parameters', 'TrainingLoss', 'Exact',
-           'surrogates', 'faithfulness', 'read_sample', 'rank_surrogates']
+           'surrogates', 'spearman', 'faithfulness', 'read_sample', 'rank_surrogates']
 
-# %% ../nbs/60_surrogates.ipynb #c90415e6
+# %% ../nbs/60_surrogates.ipynb #04ea86b0
 import copy
 from functools import partial
 from typing import Callable
@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from scipy.stats import spearmanr
 from torch import Tensor
 from .bilevel import KernelRidge, Unrolled
 from .core import generator
@@ -24,7 +25,7 @@ from .moments import CharacteristicMatching, KernelMatching, MomentMatching
 from .parts import Setup
 from .risk import Mean, TwoLevel
 from .tables import TableCodec, read_schema
-from .tasks import Sample, Task, by_environment, class_ids, descend, random_subsets, spearman
+from .tasks import Sample, Task, by_environment, class_ids, descend, random_subsets
 from .teacher import BatchNormAlignment
 from .trajectory import TrajectoryMatching
 
@@ -66,6 +67,7 @@ class Surrogate:
         parts = [train] if env is None else [train.at(env == e) for e in env.unique()]
         self.real = [[self.prepare(l, p) for p in parts] for l in self.task.learners]
 
+    def __repr__(self): return type(self).__name__
     def prepare(self, learner, part): return part                # -> what `distance` needs of real samples
     def distance(self, learner, real, small): raise NotImplementedError    # -> scalar
     def value(self, small):
@@ -73,13 +75,13 @@ class Surrogate:
         found = [[self.distance(l, r, small) for r in real] for l, real in zip(self.task.learners, self.real)]
         return sum(self.task._risk(torch.stack(d)) for d in found) / len(found)
 
-# %% ../nbs/60_surrogates.ipynb #d5b87f1e
+# %% ../nbs/60_surrogates.ipynb #bc20dff1
 @patch
-def __call__(self: Surrogate, small) -> Tensor:
+def __call__(self: Surrogate, small, step=None) -> Tensor:
     "The surrogate's value for a set. Raises `ValueError` for weights that it would ignore."
     if small.weights is not None and not self.weighted:
         raise ValueError(f'weights: got a set with weights, expected one without; {self!r} does not look at them')
-    return self.value(small)
+    return self.value(small) if step is None else self.value(small, step)
 
 class Shipped(Surrogate):
     "An objective of `rdd_nb.distill`, or its text, applied to a task."
@@ -87,13 +89,13 @@ class Shipped(Surrogate):
         self.objective = Objective.read(objective)
         super().__init__(task, seed)
     def __repr__(self): return repr(self.objective)
+    def turn(self, small, step): return self(small, step)
 
-# %% ../nbs/60_surrogates.ipynb #6e4806ba
+# %% ../nbs/60_surrogates.ipynb #b03ddd0e
 _FEATURES = DistributionMatching, MomentMatching, KernelMatching, CharacteristicMatching, KernelRidge  # need no theta
 
 @patch
 def _admit(self: Shipped):
-    "Raises `NotApplicable` where the task has not what the objective looks at."
     task, kind = self.task, self.objective
     if not isinstance(kind, _FEATURES) and not all(l.parametric for l in task.learners):
         raise NotApplicable(f'{kind!r}: {task.learners[0]} has no parameters of its own')
@@ -102,7 +104,6 @@ def _admit(self: Shipped):
 
 @patch
 def _side(self: Shipped, x, y) -> tuple: # (x, classes, label probabilities)
-    "Samples as a batch has them."
     if self.task.has_classes: return x, class_ids(y), y if y.shape[1] > 1 else torch.cat([1 - y, y], 1)
     first = torch.zeros(len(x), dtype=torch.long, device=x.device)
     return torch.cat([x, y], 1), first, F.one_hot(first, 2).to(x)
@@ -125,7 +126,7 @@ def setup(self: Shipped):
         self.how = (risk, 'distance') if at_distance else (TwoLevel(Mean(), risk), 'target')
     self.models = [self._networks(l) for l in self.task.learners]
 
-# %% ../nbs/60_surrogates.ipynb #2f058227
+# %% ../nbs/60_surrogates.ipynb #07267e19
 @patch
 def _networks(self: Shipped, learner) -> list: # of (objective, network)
     "What the objective is asked with; the mean of the answers is taken."
@@ -135,12 +136,12 @@ def _networks(self: Shipped, learner) -> list: # of (objective, network)
     if isinstance(kind, TrajectoryMatching):
         x, y, p = self.real
         ready = kind.begin(Setup(x, y, self.n_classes, self.seed, draw, self._train, p=p))
-        return [(ready, draw(0))] * 2                        # two segments of the experts' paths
+        return [(ready, draw(0))] * 4                        # four segments of the experts' paths
     end = learner.fit(*part.as_set()).detach()
     if isinstance(kind, BatchNormAlignment): return [(self._taught(learner, end), None)]
-    starts = [learner.start(part.x, part.y, self.seed, i) for i in range(2)]
-    shares = (0., 0.) if isinstance(kind, Unrolled) else (0., .5)
-    return [(kind, _Model(learner, a + s * (end - a), self.d)) for a, s in zip(starts, shares)]
+    starts = [learner.start(part.x, part.y, self.seed, i) for i in range(6)]
+    share = 0. if isinstance(kind, Unrolled) else .5         # every second network halfway to the solution
+    return [(kind, _Model(learner, a + i % 2 * share * (end - a), self.d)) for i, a in enumerate(starts)]
 
 # %% ../nbs/60_surrogates.ipynb #1423b0bc
 @patch
@@ -164,20 +165,18 @@ def _taught(self: Shipped, learner, theta):
     ready.teacher = _Model(learner, theta, self.d, norm).eval()
     return ready
 
-# %% ../nbs/60_surrogates.ipynb #5f09b26a
+# %% ../nbs/60_surrogates.ipynb #37a13924
 @patch
-def value(self: Shipped, small):
-    "The objective's loss, averaged over networks and learners; the same for the same set."
+def value(self: Shipped, small, step=None):
+    "The objective's loss, averaged over learners and networks, or with one network at a step."
     x, y, p = self.real
     sx, sy, soft = self._side(small.x, small.y)
-    batch = Batch(x, y, sx, sy, self.n_classes, soft, self.clusters, p)
-    found = []
-    with torch.enable_grad():
-        for made in self.models:
-            for i, (kind, net) in enumerate(made):
-                batch.generator = generator(self.seed, 'surrogate', i)
-                found.append(kind.loss(net, batch, *self.how)[0] / len(made))
-    return sum(found) / len(self.models)
+    batch, found = Batch(x, y, sx, sy, self.n_classes, soft, self.clusters, p), []
+    for made in self.models:
+        for i in range(len(made)) if step is None else [step % len(made)]:
+            batch.generator = generator(self.seed, 'surrogate', i)
+            with torch.enable_grad(): found.append(made[i][0].loss(made[i][1], batch, *self.how)[0])
+    return sum(found) / len(found)
 
 # %% ../nbs/60_surrogates.ipynb #41106963
 class Quantisation(Surrogate):
@@ -204,8 +203,9 @@ class Exact(Surrogate):
     def setup(self): pass
     def value(self, small): return self.task.objective(small)
 
-# %% ../nbs/60_surrogates.ipynb #978d3dfc
-_OBJECTIVES = {n: n for n in 'distribution moments mmd characteristic gradient gradient(l2) batchnorm kernel'.split()} | {
+# %% ../nbs/60_surrogates.ipynb #e9b94a2c
+_PLAIN = 'distribution', 'moments', 'mmd', 'characteristic', 'gradient', 'gradient(l2)', 'batchnorm', 'kernel'
+_OBJECTIVES = {name: name for name in _PLAIN} | {
     'trajectory': 'trajectory(experts=2, epochs=4, epoch_steps=5, ahead=1, student_steps=5, learn_lr=False)',
     'unrolled': 'unrolled(steps=10, lr=0.1, checkpoint=False)'}
 SURROGATES = {name: partial(Shipped, text) for name, text in _OBJECTIVES.items()} | {
@@ -213,8 +213,8 @@ SURROGATES = {name: partial(Shipped, text) for name, text in _OBJECTIVES.items()
 
 def surrogates(
     task: Task,
-    seed: int = 0,        # of networks and random frequencies
-    names=SURROGATES,     # which ones
+    seed=0,            # of networks and random frequencies
+    names=SURROGATES,
 ) -> dict: # name -> surrogate
     "Those surrogates that the task admits."
     found = {}
@@ -224,6 +224,10 @@ def surrogates(
     return found
 
 # %% ../nbs/60_surrogates.ipynb #a5cc2d81
+def spearman(a, b) -> float:
+    "Rank correlation; 0 where one side is constant."
+    return float(spearmanr(a, b)[0]) if len(set(a)) > 1 and len(set(b)) > 1 else 0.
+
 def faithfulness(
     surrogate: Callable, # SmallSet -> scalar
     candidates: list,    # of SmallSet
@@ -231,7 +235,7 @@ def faithfulness(
 ) -> dict: # rank_correlation, regret
     "How well a surrogate orders candidate sets, and how good the one is that it would choose."
     if len(candidates) < 3 or len(candidates) != len(truth):
-        raise ValueError(f'candidates: got {len(candidates)} with {len(truth)} true risks, expected at least 3, equally many')
+        raise ValueError(f'candidates: got {len(candidates)}, and {len(truth)} true risks; expected 3 or more of both')
     with torch.no_grad(): values = [float(surrogate(c)) for c in candidates]
     chosen, best, middle = truth[int(np.argmin(values))], min(truth), float(np.median(truth))
     return dict(rank_correlation=spearman(values, truth), regret=(chosen - best) / max(middle - best, 1e-12))
