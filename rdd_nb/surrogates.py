@@ -29,19 +29,19 @@ from .tasks import Sample, Task, by_environment, class_ids, descend, random_subs
 from .teacher import BatchNormAlignment
 from .trajectory import TrajectoryMatching
 
-# %% ../nbs/60_surrogates.ipynb #9b8c7bce
+# %% ../nbs/60_surrogates.ipynb #9c45a05c
 class _Model(torch.nn.Module):
     "A learner's model as a network with features and scores; without classes its samples are pairs (x, y)."
-    def __init__(self, learner, theta=None, d=None, norm=None):
-        super().__init__()
-        self.learner, self.d, self.norm = learner, d, norm   # d: columns of x in a pair; None: there are classes
+    def __init__(self, learner, theta=None, d=None, norm=None, products=False):
+        super().__init__()                                   # d: columns of x in a pair; None: there are classes
+        self.learner, self.d, self.norm, self.products = learner, d, norm, products
         if theta is not None: self.head = learner.module(theta)
 
     def features(self, z):
         f = self.learner.features(z[:, :self.d])
         if self.d is None: return f
-        one = torch.ones_like(z[:, :1])
-        return (torch.cat([f, one], 1)[:, :, None] * torch.cat([one, z[:, self.d:]], 1)[:, None]).flatten(1)
+        y = z[:, self.d:]
+        return torch.cat([f, y] + ([(f[:, :, None] * y[:, None]).flatten(1)] if self.products else []), 1)
 
     def forward(self, z):
         f = self.learner.features(z[:, :self.d])
@@ -126,12 +126,13 @@ def setup(self: Shipped):
         self.how = (risk, 'distance') if at_distance else (TwoLevel(Mean(), risk), 'target')
     self.models = [self._networks(l) for l in self.task.learners]
 
-# %% ../nbs/60_surrogates.ipynb #07267e19
+# %% ../nbs/60_surrogates.ipynb #bf01c4ac
 @patch
 def _networks(self: Shipped, learner) -> list: # of (objective, network)
     "What the objective is asked with; the mean of the answers is taken."
     kind, part = self.objective, self.task.train
-    if isinstance(kind, _FEATURES): return [(kind, _Model(learner, d=self.d))]
+    if isinstance(kind, _FEATURES):
+        return [(kind, _Model(learner, d=self.d, products=isinstance(kind, DistributionMatching)))]
     def draw(*keys): return _Model(learner, learner.start(part.x, part.y, self.seed, *keys), self.d)
     if isinstance(kind, TrajectoryMatching):
         x, y, p = self.real
