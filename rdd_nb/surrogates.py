@@ -6,10 +6,9 @@
 __all__ = ['SURROGATES', 'NotApplicable', 'Surrogate', 'Shipped', 'Quantisation', 'Parameters', 'TrainingLoss', 'Exact',
            'surrogates', 'spearman', 'faithfulness', 'read_sample', 'rank_surrogates']
 
-# %% ../nbs/60_surrogates.ipynb #04ea86b0
+# %% ../nbs/60_surrogates.ipynb #962730ac
 import copy
 from functools import partial
-from typing import Callable
 import numpy as np
 import pandas as pd
 import torch
@@ -21,7 +20,7 @@ from .bilevel import KernelRidge, Unrolled
 from .core import generator
 from .intervals import interval
 from .matching import Batch, Clusters, DistributionMatching, Objective, within_clusters
-from .moments import CharacteristicMatching, KernelMatching, MomentMatching
+from .moments import _FeatureMatcher
 from .parts import Setup
 from .risk import Mean, TwoLevel
 from .tables import TableCodec, read_schema
@@ -29,11 +28,11 @@ from .tasks import Sample, Task, by_environment, class_ids, descend, random_subs
 from .teacher import BatchNormAlignment
 from .trajectory import TrajectoryMatching
 
-# %% ../nbs/60_surrogates.ipynb #9c45a05c
+# %% ../nbs/60_surrogates.ipynb #6b50d4e8
 class _Model(torch.nn.Module):
     "A learner's model as a network with features and scores; without classes its samples are pairs (x, y)."
     def __init__(self, learner, theta=None, d=None, norm=None, products=False):
-        super().__init__()                                   # d: columns of x in a pair; None: there are classes
+        super().__init__()  # d: columns of x in a pair; None: there are classes
         self.learner, self.d, self.norm, self.products = learner, d, norm, products
         if theta is not None: self.head = learner.module(theta)
 
@@ -45,7 +44,7 @@ class _Model(torch.nn.Module):
 
     def forward(self, z):
         f = self.learner.features(z[:, :self.d])
-        if self.norm is not None: self.norm(f)               # whose statistics are read by batch-norm alignment
+        if self.norm is not None: self.norm(f)  # whose statistics are read by batch-norm alignment
         s = self.head(f)
         if self.d is None: return torch.cat([torch.zeros_like(s), s], 1) if s.shape[1] == 1 else s
         loss = 1 + self.learner.criterion(s, z[:, self.d:])
@@ -56,7 +55,7 @@ class NotApplicable(ValueError): "A surrogate that a task does not admit."
 
 class Surrogate:
     "Something to minimise instead of a task's objective; a new one defines `prepare` and `distance`."
-    weighted = False                                             # whether it honours the weights of a small set
+    weighted = False  # whether it honours the weights of a small set
     def __init__(self, task, seed=0):
         self.task, self.seed = task, seed
         self.env = None if task.risk is None else task.train.env
@@ -68,17 +67,17 @@ class Surrogate:
         self.real = [[self.prepare(l, p) for p in parts] for l in self.task.learners]
 
     def __repr__(self): return type(self).__name__
-    def prepare(self, learner, part): return part                # -> what `distance` needs of real samples
-    def distance(self, learner, real, small): raise NotImplementedError    # -> scalar
+    def prepare(self, learner, part): return part  # -> what `distance` needs of real samples
+    def distance(self, learner, real, small): raise NotImplementedError  # -> scalar
     def value(self, small):
         "The risk over environments of the distances, averaged over the learners."
         found = [[self.distance(l, r, small) for r in real] for l, real in zip(self.task.learners, self.real)]
         return sum(self.task._risk(torch.stack(d)) for d in found) / len(found)
 
-# %% ../nbs/60_surrogates.ipynb #bc20dff1
+# %% ../nbs/60_surrogates.ipynb #a2b8dfc2
 @patch
 def __call__(self: Surrogate, small, step=None) -> Tensor:
-    "The surrogate's value for a set. Raises `ValueError` for weights that it would ignore."
+    "Its value for a set. Raises `ValueError` for weights that it would ignore."
     if small.weights is not None and not self.weighted:
         raise ValueError(f'weights: got a set with weights, expected one without; {self!r} does not look at them')
     return self.value(small) if step is None else self.value(small, step)
@@ -91,8 +90,8 @@ class Shipped(Surrogate):
     def __repr__(self): return repr(self.objective)
     def turn(self, small, step): return self(small, step)
 
-# %% ../nbs/60_surrogates.ipynb #b03ddd0e
-_FEATURES = DistributionMatching, MomentMatching, KernelMatching, CharacteristicMatching, KernelRidge  # need no theta
+# %% ../nbs/60_surrogates.ipynb #2df63d89
+_FEATURES = DistributionMatching, _FeatureMatcher, KernelRidge  # need no theta
 
 @patch
 def _admit(self: Shipped):
@@ -108,7 +107,7 @@ def _side(self: Shipped, x, y) -> tuple: # (x, classes, label probabilities)
     first = torch.zeros(len(x), dtype=torch.long, device=x.device)
     return torch.cat([x, y], 1), first, F.one_hot(first, 2).to(x)
 
-# %% ../nbs/60_surrogates.ipynb #a9e916c5
+# %% ../nbs/60_surrogates.ipynb #5cde70c3
 @patch
 def setup(self: Shipped):
     self._admit()
@@ -126,10 +125,9 @@ def setup(self: Shipped):
         self.how = (risk, 'distance') if at_distance else (TwoLevel(Mean(), risk), 'target')
     self.models = [self._networks(l) for l in self.task.learners]
 
-# %% ../nbs/60_surrogates.ipynb #bf01c4ac
+# %% ../nbs/60_surrogates.ipynb #fd4f0e84
 @patch
 def _networks(self: Shipped, learner) -> list: # of (objective, network)
-    "What the objective is asked with; the mean of the answers is taken."
     kind, part = self.objective, self.task.train
     if isinstance(kind, _FEATURES):
         return [(kind, _Model(learner, d=self.d, products=isinstance(kind, DistributionMatching)))]
@@ -137,17 +135,16 @@ def _networks(self: Shipped, learner) -> list: # of (objective, network)
     if isinstance(kind, TrajectoryMatching):
         x, y, p = self.real
         ready = kind.begin(Setup(x, y, self.n_classes, self.seed, draw, self._train, p=p))
-        return [(ready, draw(0))] * 4                        # four segments of the experts' paths
+        return [(ready, draw(0))] * 4  # four segments of the experts' paths
     end = learner.fit(*part.as_set()).detach()
     if isinstance(kind, BatchNormAlignment): return [(self._taught(learner, end), None)]
     starts = [learner.start(part.x, part.y, self.seed, i) for i in range(6)]
-    share = 0. if isinstance(kind, Unrolled) else .5         # every second network halfway to the solution
+    share = 0. if isinstance(kind, Unrolled) else .5  # every second network halfway to the solution
     return [(kind, _Model(learner, a + i % 2 * share * (end - a), self.d)) for i, a in enumerate(starts)]
 
-# %% ../nbs/60_surrogates.ipynb #1423b0bc
+# %% ../nbs/60_surrogates.ipynb #87bd8551
 @patch
 def _train(self: Shipped, net, steps, *keys, lr):
-    "Train an expert on the real samples."
     x, y, p = self.real
     w = within_clusters(torch.zeros_like(y), 1, p)
     optimiser = torch.optim.SGD(net.parameters(), lr)
@@ -166,7 +163,7 @@ def _taught(self: Shipped, learner, theta):
     ready.teacher = _Model(learner, theta, self.d, norm).eval()
     return ready
 
-# %% ../nbs/60_surrogates.ipynb #37a13924
+# %% ../nbs/60_surrogates.ipynb #739ad1ea
 @patch
 def value(self: Shipped, small, step=None):
     "The objective's loss, averaged over learners and networks, or with one network at a step."
@@ -204,17 +201,16 @@ class Exact(Surrogate):
     def setup(self): pass
     def value(self, small): return self.task.objective(small)
 
-# %% ../nbs/60_surrogates.ipynb #e9b94a2c
-_PLAIN = 'distribution', 'moments', 'mmd', 'characteristic', 'gradient', 'gradient(l2)', 'batchnorm', 'kernel'
-_OBJECTIVES = {name: name for name in _PLAIN} | {
-    'trajectory': 'trajectory(experts=2, epochs=4, epoch_steps=5, ahead=1, student_steps=5, learn_lr=False)',
-    'unrolled': 'unrolled(steps=10, lr=0.1, checkpoint=False)'}
-SURROGATES = {name: partial(Shipped, text) for name, text in _OBJECTIVES.items()} | {
+# %% ../nbs/60_surrogates.ipynb #dda5c032
+_SETTINGS = {'trajectory': '(experts=2, epochs=4, epoch_steps=5, ahead=1, student_steps=5, learn_lr=False)',
+             'unrolled': '(steps=10, lr=0.1, checkpoint=False)'}
+_NAMES = 'distribution moments mmd characteristic gradient gradient(l2) batchnorm kernel trajectory unrolled'.split()
+SURROGATES = {name: partial(Shipped, name + _SETTINGS.get(name, '')) for name in _NAMES} | {
     'quantisation': Quantisation, 'parameters': Parameters, 'training loss': TrainingLoss, 'exact': Exact}
 
 def surrogates(
     task: Task,
-    seed=0,            # of networks and random frequencies
+    seed=0,  # of networks and random frequencies
     names=SURROGATES,
 ) -> dict: # name -> surrogate
     "Those surrogates that the task admits."
@@ -230,22 +226,22 @@ def spearman(a, b) -> float:
     return float(spearmanr(a, b)[0]) if len(set(a)) > 1 and len(set(b)) > 1 else 0.
 
 def faithfulness(
-    surrogate: Callable, # SmallSet -> scalar
-    candidates: list,    # of SmallSet
-    truth: list,         # the task's true risk of each, `task.truth(candidate)`
+    surrogate,  # SmallSet -> scalar
+    candidates, # `SmallSet`s
+    truth,      # the true risk of each, `task.truth(candidate)`
 ) -> dict: # rank_correlation, regret
-    "How well a surrogate orders candidate sets, and how good the one is that it would choose."
+    "How well a surrogate orders sets, and how good the one is that it would choose."
     if len(candidates) < 3 or len(candidates) != len(truth):
         raise ValueError(f'candidates: got {len(candidates)}, and {len(truth)} true risks; expected 3 or more of both')
     with torch.no_grad(): values = [float(surrogate(c)) for c in candidates]
     chosen, best, middle = truth[int(np.argmin(values))], min(truth), float(np.median(truth))
     return dict(rank_correlation=spearman(values, truth), regret=(chosen - best) / max(middle - best, 1e-12))
 
-# %% ../nbs/60_surrogates.ipynb #a4ec1977
+# %% ../nbs/60_surrogates.ipynb #cb9746d3
 def read_sample(
-    frame,        # a DataFrame
-    target,       # the column to predict
-    env=None,     # the column of environments
+    frame,    # a DataFrame
+    target,   # the column to predict
+    env=None, # the column of environments
 ) -> Sample:
     "A table as numbers. Raises `ValueError` for a missing column or target."
     if env is not None and env not in frame: raise ValueError(f'env: there is no column {env!r}')
@@ -257,11 +253,10 @@ def read_sample(
     y = F.one_hot(y.long(), len(schema.classes)).double() if schema.classes else y[:, None]
     return Sample(torch.tensor(x), y, None if env is None else torch.tensor(pd.factorize(frame[env], sort=True)[0]))
 
-# %% ../nbs/60_surrogates.ipynb #c725ce18
-def _judged(task, seed, size, candidates, noise, steps, names):
-    "For each surrogate: rank correlation, regret and, where it is minimised, the true risk of the set it ends with."
+# %% ../nbs/60_surrogates.ipynb #0bddb064
+def _judged(task, seed, size, candidates, steps, names):
     half = candidates // 2
-    pool = random_subsets(task, size, half, seed) + random_subsets(task, size, candidates - half, seed + 1000, noise)
+    pool = random_subsets(task, size, half, seed) + random_subsets(task, size, candidates - half, seed + 1000, 1.)
     truth, start = [task.truth(c) for c in pool], random_subsets(task, size, 1, seed + 2000)[0]
     found = {}
     for name, surrogate in surrogates(task, seed=seed, names=names).items():
@@ -269,19 +264,18 @@ def _judged(task, seed, size, candidates, noise, steps, names):
         if steps: found[name]['risk'] = task.truth(descend(surrogate, start, task, steps))
     return found
 
-# %% ../nbs/60_surrogates.ipynb #c7032e74
+# %% ../nbs/60_surrogates.ipynb #a6f2a4d0
 def rank_surrogates(
-    task,              # a `Task`, or a function of a seed that returns one
-    size=10,           # synthetic samples
-    seeds=5,           # each with its own pool of candidates
-    candidates=30,     # random subsets in a pool, half of them with noise
-    noise=1.,          # see `random_subsets`
-    steps=0,           # minimise every surrogate for so many steps and report the true risk
-    names=SURROGATES,  # which surrogates
-) -> pd.DataFrame: # a row for each surrogate, the most faithful first; mean, low and high of each measure
+    task,  # a `Task`, or a function of a seed that returns one
+    size=10,  # synthetic samples
+    seeds=5,  # each with its own pool of candidates
+    candidates=30,  # random subsets in a pool, half of them noisy
+    steps=0,  # above 0: minimise them, and report the true risk
+    names=SURROGATES,
+) -> pd.DataFrame: # the most faithful first; mean, low and high of each measure
     "How faithful the surrogates are to a task, with 95 % intervals over seeds."
     make = (lambda seed: task) if isinstance(task, Task) else task
-    runs = [_judged(make(s), s, size, candidates, noise, steps, names) for s in range(seeds)]
+    runs = [_judged(make(s), s, size, candidates, steps, names) for s in range(seeds)]
     measures = list(next(iter(runs[0].values())))
     rows = {name: pd.concat({m: pd.Series(interval([r[name][m] for r in runs]), dtype=float) for m in measures})
             for name in runs[0]}

@@ -65,15 +65,15 @@ def fourier(d, n=32, gamma=1., seed=0):
 # %% ../nbs/60_tasks.ipynb #8e4b5689
 class Learner:
     "A model family with a learning algorithm; a new one defines `fit`, `predict` and `criterion`."
-    parametric = True           # False: there is no theta whose gradient could be matched
+    parametric = True  # False: there is no theta whose gradient could be matched
     features = staticmethod(affine)
-    def fit(self, x, y, weights=None): raise NotImplementedError   # -> theta, differentiable in everything
-    def predict(self, theta, x): raise NotImplementedError         # -> (n, k)
-    def criterion(self, scores, y): return .5 * (scores - y).square().sum(1)   # (n,)
+    def fit(self, x, y, weights=None): raise NotImplementedError  # -> theta, differentiable in everything
+    def predict(self, theta, x): raise NotImplementedError        # -> (n, k)
+    def criterion(self, scores, y): return .5 * (scores - y).square().sum(1)  # (n,)
     def penalty(self, theta): return 0.
     def __repr__(self):
-        said = (f"{k}={getattr(v, '__name__', v)}" for k, v in vars(self).items())
-        return f"{type(self).__name__}({', '.join(said)})"
+        said = ', '.join(f"{k}={getattr(v, '__name__', v)}" for k, v in vars(self).items())
+        return f'{type(self).__name__}({said})'
     def training_loss(self, theta, x, y, weights=None):
         "What `fit` minimises."
         return (_shares(weights, x) * self.criterion(self.predict(theta, x), y)).sum() + self.penalty(theta)
@@ -113,10 +113,10 @@ class KernelLearner(Learner):
 
 # %% ../nbs/60_tasks.ipynb #e8ea5e15
 class ConvexLearner(_Linear):
-    "A linear model under a smooth convex criterion, by Newton's method; a subclass defines `criterion`."
-    def fit(self, x, y, weights=None, steps=300, tolerance=1e-10):
+    "A linear model with a smooth convex `criterion`, by Newton's method."
+    def fit(self, x, y, weights=None, steps=300):
         f, w = self.embed(x), _shares(weights, x).to(x)
-        with torch.no_grad(): theta = self._newton(f, y, w, steps, tolerance)
+        with torch.no_grad(): theta = self._newton(f, y, w, steps)
         slope, hess = self._derivatives(theta, f, y, w)
         return theta - torch.linalg.solve(hess, slope.flatten()).view_as(theta)
 
@@ -129,13 +129,13 @@ class ConvexLearner(_Linear):
             rows = [torch.autograd.grad(c.sum(), z, retain_graph=True)[0] for c in pull.unbind(1)]
         return pull.detach() if constant else pull, torch.stack(rows, 1)
 
-# %% ../nbs/60_tasks.ipynb #6775c883
+# %% ../nbs/60_tasks.ipynb #95733cd1
 @patch
 def _derivatives(self: ConvexLearner, theta, f, y, w):
     "Differentiable gradient (p, k), and Hessian (pk, pk), of the training loss."
     pull, bend = self.slopes(f @ theta, y)
     ridge = torch.full_like(theta, self.l2)
-    ridge[-1] = 1e-9                       # softmax does not know its intercepts up to a common constant
+    ridge[-1] = 1e-9  # softmax does not know its intercepts up to a common constant
     with torch.no_grad():
         hess = torch.einsum('ni,nj,nkl->ikjl', w[:, None] * f, f, bend).reshape([theta.numel()] * 2)
         hess = hess + ridge.flatten().diag()
@@ -143,7 +143,7 @@ def _derivatives(self: ConvexLearner, theta, f, y, w):
 
 # %% ../nbs/60_tasks.ipynb #f7adc979
 @patch
-def _newton(self: ConvexLearner, f, y, w, steps, tolerance):
+def _newton(self: ConvexLearner, f, y, w, steps):
     "The minimiser of the training loss, by Newton steps with damping."
     theta = f.new_zeros(f.shape[1], self.outputs(y))
     def value(t): return ((w * self.criterion(f @ t, y)).sum() + self.penalty(t)).item()
@@ -152,7 +152,7 @@ def _newton(self: ConvexLearner, f, y, w, steps, tolerance):
     for _ in range(steps):
         step = torch.linalg.solve(hess + damping * eye, slope.flatten()).view_as(theta)
         gain = (slope * step).sum().item()
-        if not gain > tolerance ** 2: break
+        if not gain > 1e-20: break
         if (new := value(theta - step)) <= now - 1e-4 * gain or gain < 1e-13 * max(1., abs(now)):
             theta, now, damping = theta - step, new, damping / 10 if damping > 1e-6 else 0.
             slope, hess = self._derivatives(theta, f, y, w)
@@ -226,11 +226,11 @@ def _check_environments(**given):
         if (found := env.unique().tolist()) != list(range(n)):
             raise ValueError(f'{name}.env: got the environments {shown(found)}, expected all from 0 to {n - 1}')
 
-# %% ../nbs/60_tasks.ipynb #29889be3
+# %% ../nbs/60_tasks.ipynb #36ec427c
 def by_environment(losses, env=None, weights=None): # (n_environments,)
     "Weighted mean loss in every environment."
     w = torch.ones_like(losses) if weights is None else weights.to(losses)
-    env = torch.zeros(len(losses), dtype=torch.long, device=losses.device) if env is None else env
+    env = torch.zeros_like(losses, dtype=torch.long) if env is None else env
     n = int(env.max()) + 1
     return losses.new_zeros(n).index_add(0, env, within_clusters(env, n, w) * losses)
 
@@ -272,11 +272,10 @@ def split(sample, seed=0) -> list: # of two `Sample`s
     return [sample.at(i) for i in torch.randperm(len(sample.x), generator=generator(seed, 'halves')).chunk(2)]
 
 def _squared(prediction, y): return (prediction - y).square().sum(1)
-def _standard(x): return (x - x.mean(0)) / x.std(0)
 
 def regression(seed=0, worst_group=False) -> Task:
     "Progress of diabetes from ten measurements, by ridge regression; environments: sex and body mass."
-    x, y = (_standard(torch.tensor(v)) for v in load_diabetes(return_X_y=True))
+    x, y = ((v - v.mean(0)) / v.std(0) for v in map(torch.tensor, load_diabetes(return_X_y=True)))
     data = Sample(x, y[:, None], 2 * (x[:, 1] > 0).long() + (x[:, 2] > 0).long())
     risk = WorstCase() if worst_group else None
     return Task(*split(data, seed), RidgeLearner(.01), _squared, risk, free_y=True)
@@ -289,7 +288,7 @@ def _components(x, n, fit=None):
     return (x - fit.mean(0)) @ axes.T / ((fit - fit.mean(0)) @ axes.T).std(0)
 
 def classification(seed=0, worst_group=False) -> Task:
-    "Digits 0 to 4 in 8 components, by logistic regression; environments: as they are, or inverted and transposed."
+    "Digits 0 to 4 by logistic regression; environments: as they are, or inverted and transposed."
     x, y = (torch.tensor(v) for v in load_digits(n_class=5, return_X_y=True))
     x = x.double().view(-1, 8, 8) / 16
     env = (torch.rand(len(x), generator=generator(seed, 'minority')) < .1).long()
@@ -301,7 +300,7 @@ def classification(seed=0, worst_group=False) -> Task:
 
 # %% ../nbs/60_tasks.ipynb #b022d493
 def quantiles(seed=0) -> Task:
-    "Three quantiles of a wave with uneven, skewed noise, by linear quantile regression in Fourier features."
+    "Three quantiles of a wave with uneven, skewed noise, by regression in Fourier features."
     g = generator(seed, 'quantiles')
     x = torch.rand(1600, 1, generator=g, dtype=torch.float64) * 4 - 2
     noise = -torch.log1p(-torch.rand(1600, 1, generator=g, dtype=torch.float64))
@@ -312,24 +311,24 @@ def quantiles(seed=0) -> Task:
     return Task(*data, learner, pinball, free_y=True)
 
 def density(seed=0) -> Task:
-    "The density of digits in two principal components, by Gaussians around the synthetic samples."
+    "The density of digits in two principal components, by Gaussians around the samples."
     x = _components(torch.tensor(load_digits(return_X_y=True)[0]).double(), 2)
     data = Sample(x, x.new_zeros(len(x), 1))
     return Task(*split(data, seed), Density(.3), lambda logp, _: -logp[:, 0])
 
 # %% ../nbs/60_tasks.ipynb #d7a540bc
 def _estimated_effect(x, t, y):
-    f = quadratic(x)
-    arms = [ridge_fit(f[t[:, 0] == v], y[t[:, 0] == v], None, .01, relative=False) for v in (1, 0)]
-    return f @ (arms[0][0] - arms[1][0]) + arms[0][1] - arms[1][1]
+    learner = RidgeLearner(.01, quadratic)
+    treated, untreated = (learner.fit(x[t[:, 0] == v], y[t[:, 0] == v]) for v in (1, 0))
+    return learner.embed(x) @ (treated - untreated)
 
 def _read_effect(learner, theta, x):
     arms = [torch.cat([x[:, :-1], torch.full_like(x[:, -1:], v)], 1) for v in (1., 0.)]
     return learner.predict(theta, arms[0]) - learner.predict(theta, arms[1])
 
-# %% ../nbs/60_tasks.ipynb #54909a7c
+# %% ../nbs/60_tasks.ipynb #90cada9e
 def effect(seed=0) -> Task:
-    "The effect of a treatment (last column of x) in each case, from confounded observations, by ridge regression."
+    "The effect of a treatment (last column of x), from confounded observations, by ridge regression."
     g, n, wide = generator(seed, 'effect'), 1600, dict(dtype=torch.float64)
     x = torch.randn(n, 4, generator=g, **wide)
     tau, sick = 1 + .8 * x[:, :1], x[:, 1:2] + .5 * x[:, 2:3].square()
@@ -348,13 +347,13 @@ TASKS = {'regression': regression, 'regression, worst group': partial(regression
 
 # %% ../nbs/60_tasks.ipynb #438d22d0
 def optimum(
-    task: Task,
-    steps: int = 1500,
-    lr: float = .05,   # of Adam, decaying to 0
+    task,
+    steps=1500,
+    lr=.05,  # of Adam, decaying to 0
 ) -> list: # of theta, one per learner
     "The models with the least objective on the training sample: a bound for every set."
     if not all(l.parametric for l in task.learners):
-        raise ValueError(f'learners: {task.learners} have no parameters apart from their set, expected parametric ones')
+        raise ValueError(f'learners: {task.learners} have no parameters of their own, expected parametric ones')
     thetas = [t.detach().clone().requires_grad_(True) for t in task.fit(task.train.as_set())]
     optimiser = torch.optim.Adam(thetas, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -367,11 +366,11 @@ def optimum(
 
 # %% ../nbs/60_tasks.ipynb #19678553
 def descend(
-    value: Callable,        # SmallSet -> scalar
+    value,     # SmallSet -> scalar
     start: SmallSet,
-    task: Task,             # which entries may be changed
-    steps: int = 400,
-    lr: float = .05,        # of Adam, decaying to 0
+    task,      # says which entries may be changed
+    steps=400,
+    lr=.05,    # of Adam, decaying to 0
 ) -> SmallSet:
     "Minimise a function of a synthetic set."
     x = start.x.detach().clone().requires_grad_(True)
@@ -397,7 +396,7 @@ def has_classes(self: Task) -> bool:
     hard = ((y == 0) | (y == 1)).all() and (y.shape[1] == 1 or (y.sum(1) == 1).all())
     return not self.free_y and bool(hard) and len(class_ids(y).unique()) > 1
 
-# %% ../nbs/60_tasks.ipynb #b645c018
+# %% ../nbs/60_tasks.ipynb #9eb013a6
 def _dealt(ids, order):
     "An order in which classes take turns."
     rank = torch.zeros_like(order)
@@ -405,11 +404,11 @@ def _dealt(ids, order):
     return order[rank.argsort(stable=True)]
 
 def random_subsets(
-    task: Task,
-    size: int,
-    count: int,
-    seed: int = 0,
-    noise: float = 0.,  # largest standard deviation of noise added to what may be changed, drawn for each subset
+    task,
+    size,
+    count,
+    seed=0,
+    noise=0.,  # largest standard deviation of noise on what may be changed
 ) -> list: # of SmallSet
     "Real samples drawn at random; classes in equal numbers where labels are fixed."
     found, (x, y) = [], task.train[:2]
