@@ -28,9 +28,9 @@ from .tasks import Sample, Task, by_environment, class_ids, descend, random_subs
 from .teacher import BatchNormAlignment
 from .trajectory import TrajectoryMatching
 
-# %% ../nbs/60_surrogates.ipynb #6b50d4e8
+# %% ../nbs/60_surrogates.ipynb #117142ca
 class _Model(torch.nn.Module):
-    "A learner's model as a network with features and scores; without classes its samples are pairs (x, y)."
+    "A learner's model as a network; without classes its samples are pairs (x, y)."
     def __init__(self, learner, theta=None, d=None, norm=None, products=False):
         super().__init__()  # d: columns of x in a pair; None: there are classes
         self.learner, self.d, self.norm, self.products = learner, d, norm, products
@@ -142,7 +142,7 @@ def _networks(self: Shipped, learner) -> list: # of (objective, network)
     share = 0. if isinstance(kind, Unrolled) else .5  # every second network halfway to the solution
     return [(kind, _Model(learner, a + i % 2 * share * (end - a), self.d)) for i, a in enumerate(starts)]
 
-# %% ../nbs/60_surrogates.ipynb #87bd8551
+# %% ../nbs/60_surrogates.ipynb #78e7b876
 @patch
 def _train(self: Shipped, net, steps, *keys, lr):
     x, y, p = self.real
@@ -156,17 +156,16 @@ def _train(self: Shipped, net, steps, *keys, lr):
 
 @patch
 def _taught(self: Shipped, learner, theta):
-    "The alignment with the learner of all real samples as its teacher."
     ready, f = copy.copy(self.objective), learner.features(self.task.train.x)
     norm = torch.nn.BatchNorm1d(f.shape[1], affine=False).to(f).eval()
     norm.running_mean, norm.running_var = f.mean(0), f.var(0, correction=0)
     ready.teacher = _Model(learner, theta, self.d, norm).eval()
     return ready
 
-# %% ../nbs/60_surrogates.ipynb #739ad1ea
+# %% ../nbs/60_surrogates.ipynb #aa00457f
 @patch
 def value(self: Shipped, small, step=None):
-    "The objective's loss, averaged over learners and networks, or with one network at a step."
+    "The loss, averaged over learners and networks, or with one network at a step."
     x, y, p = self.real
     sx, sy, soft = self._side(small.x, small.y)
     batch, found = Batch(x, y, sx, sy, self.n_classes, soft, self.clusters, p), []

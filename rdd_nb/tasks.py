@@ -54,6 +54,7 @@ def interactions(x):
     "Features, and their products with the last column."
     return torch.cat([x, x[:, :-1] * x[:, -1:]], 1)
 
+# %% ../nbs/60_tasks.ipynb #b2e0c80c
 def fourier(d, n=32, gamma=1., seed=0):
     "Random features of the Gaussian kernel exp(-gamma * squared distance) (Rahimi and Recht 2007)."
     g = generator(seed, 'fourier', d, n)
@@ -78,7 +79,7 @@ class Learner:
         "What `fit` minimises."
         return (_shares(weights, x) * self.criterion(self.predict(theta, x), y)).sum() + self.penalty(theta)
 
-# %% ../nbs/60_tasks.ipynb #9081ba07
+# %% ../nbs/60_tasks.ipynb #7cc9158e
 class _Linear(Learner):
     def __init__(self, l2=1e-3, features=None):
         self.l2, self.features = number('l2', l2, open_low=True), features or affine
@@ -87,7 +88,6 @@ class _Linear(Learner):
     def penalty(self, theta): return self.l2 / 2 * theta[:-1].square().sum()
     def outputs(self, y): return y.shape[1]
     def start(self, x, y, *keys):
-        "A random theta of the right shape."
         shape = self.embed(x[:1]).shape[1], self.outputs(y)
         return torch.randn(shape, dtype=x.dtype, generator=generator('start', *keys)).to(x) * .5
     def module(self, theta):
@@ -129,10 +129,9 @@ class ConvexLearner(_Linear):
             rows = [torch.autograd.grad(c.sum(), z, retain_graph=True)[0] for c in pull.unbind(1)]
         return pull.detach() if constant else pull, torch.stack(rows, 1)
 
-# %% ../nbs/60_tasks.ipynb #95733cd1
+# %% ../nbs/60_tasks.ipynb #b28edcbc
 @patch
 def _derivatives(self: ConvexLearner, theta, f, y, w):
-    "Differentiable gradient (p, k), and Hessian (pk, pk), of the training loss."
     pull, bend = self.slopes(f @ theta, y)
     ridge = torch.full_like(theta, self.l2)
     ridge[-1] = 1e-9  # softmax does not know its intercepts up to a common constant
@@ -144,7 +143,6 @@ def _derivatives(self: ConvexLearner, theta, f, y, w):
 # %% ../nbs/60_tasks.ipynb #f7adc979
 @patch
 def _newton(self: ConvexLearner, f, y, w, steps):
-    "The minimiser of the training loss, by Newton steps with damping."
     theta = f.new_zeros(f.shape[1], self.outputs(y))
     def value(t): return ((w * self.criterion(f @ t, y)).sum() + self.penalty(t)).item()
     now, damping, eye = value(theta), 0., torch.eye(theta.numel()).to(f)
@@ -167,7 +165,7 @@ class Logistic(ConvexLearner):
         return -(y * scores.log_softmax(1)).sum(1)
 
 class Quantiles(ConvexLearner):
-    "Linear quantile regression at `levels`, under the pinball loss with its kink rounded off over a width `beta`."
+    "Linear quantile regression; the kink of the pinball loss is rounded off over a width `beta`."
     def __init__(self, levels=(.1, .5, .9), l2=1e-3, features=None, beta=.1):
         super().__init__(l2, features)
         self.levels, self.beta = tuple(levels), beta
@@ -178,7 +176,7 @@ class Quantiles(ConvexLearner):
 
 # %% ../nbs/60_tasks.ipynb #51b1d1ed
 class Density(Learner):
-    "Kernel density estimate around the samples, with Gaussians of standard deviation `width`; predicts log densities."
+    "Log densities under Gaussians of standard deviation `width` around the samples."
     parametric = False
     def __init__(self, width=.5): self.width = width
     def fit(self, x, y=None, weights=None): return x, _shares(weights, x)
@@ -207,14 +205,15 @@ class Task:
         for name in ('train', 'test'): _check_sample(name, getattr(self, name), self.train)
         if self.risk is not None: _check_environments(train=self.train.env, test=self.test.env)
 
-# %% ../nbs/60_tasks.ipynb #85c259e7
+# %% ../nbs/60_tasks.ipynb #13aa05e6
 def _check_sample(name, s, like):
     got, ends = f'got x {tuple(s.x.shape)} and y {tuple(s.y.shape)}', (like.x.shape[-1], like.y.shape[-1])
     if len(s.x) != len(s.y) or s.x.dim() != 2 or s.y.dim() != 2:
         raise ValueError(f'{name}: {got}, expected (n, d) and (n, k)')
     if (s.x.shape[1], s.y.shape[1]) != ends: raise ValueError(f'{name}: {got}, expected {ends} columns as in train')
-    odd = [f for f, t in s._asdict().items() if t is not None and len(t) != len(s.x)]
-    if odd: raise ValueError(f'{name}.{odd[0]}: expected one entry for each of {len(s.x)} samples')
+    for f, t in s._asdict().items():
+        if t is not None and len(t) != len(s.x):
+            raise ValueError(f'{name}.{f}: got {len(t)} entries for {len(s.x)} samples')
     if not (s.x.isfinite().all() and s.y.isfinite().all()): raise ValueError(f'{name}: got values that are not finite')
     _shares(s.weights, s.x)
 
@@ -226,7 +225,7 @@ def _check_environments(**given):
         if (found := env.unique().tolist()) != list(range(n)):
             raise ValueError(f'{name}.env: got the environments {shown(found)}, expected all from 0 to {n - 1}')
 
-# %% ../nbs/60_tasks.ipynb #36ec427c
+# %% ../nbs/60_tasks.ipynb #784fdc19
 def by_environment(losses, env=None, weights=None): # (n_environments,)
     "Weighted mean loss in every environment."
     w = torch.ones_like(losses) if weights is None else weights.to(losses)
@@ -247,12 +246,12 @@ def values(self: Task, thetas, sample) -> Tensor: # (n_environments,)
     env = None if self.risk is None else sample.env
     return by_environment(self.losses(thetas, sample), env, sample.weights)
 
+# %% ../nbs/60_tasks.ipynb #9b5b4a9a
 @patch
 def _risk(self: Task, values): return values.mean() if len(values) == 1 or self.risk is None else self.risk(values)
 
 @patch
 def fit(self: Task, small) -> list: # of theta, one per learner
-    "The models learned from a set."
     return [l.fit(*small) for l in self.learners]
 
 @patch
@@ -282,7 +281,6 @@ def regression(seed=0, worst_group=False) -> Task:
 
 # %% ../nbs/60_tasks.ipynb #f5097676
 def _components(x, n, fit=None):
-    "The first principal components of the rows of `fit`, with unit variance there."
     fit = x if fit is None else fit
     axes = torch.linalg.svd(fit - fit.mean(0), full_matrices=False)[2][:n]
     return (x - fit.mean(0)) @ axes.T / ((fit - fit.mean(0)) @ axes.T).std(0)
@@ -326,7 +324,7 @@ def _read_effect(learner, theta, x):
     arms = [torch.cat([x[:, :-1], torch.full_like(x[:, -1:], v)], 1) for v in (1., 0.)]
     return learner.predict(theta, arms[0]) - learner.predict(theta, arms[1])
 
-# %% ../nbs/60_tasks.ipynb #90cada9e
+# %% ../nbs/60_tasks.ipynb #6bfce4a5
 def effect(seed=0) -> Task:
     "The effect of a treatment (last column of x), from confounded observations, by ridge regression."
     g, n, wide = generator(seed, 'effect'), 1600, dict(dtype=torch.float64)
@@ -351,7 +349,7 @@ def optimum(
     steps=1500,
     lr=.05,  # of Adam, decaying to 0
 ) -> list: # of theta, one per learner
-    "The models with the least objective on the training sample: a bound for every set."
+    "The models with the least objective: a bound for every set."
     if not all(l.parametric for l in task.learners):
         raise ValueError(f'learners: {task.learners} have no parameters of their own, expected parametric ones')
     thetas = [t.detach().clone().requires_grad_(True) for t in task.fit(task.train.as_set())]
@@ -384,10 +382,15 @@ def descend(
         optimiser.step(); schedule.step()
     return small.detach()
 
-# %% ../nbs/60_tasks.ipynb #c985c2a8
+# %% ../nbs/60_tasks.ipynb #dbede10d
 def class_ids(y) -> Tensor: # (n,)
     "Classes of label probabilities (n, k), or of one column of probabilities."
     return (y[:, 0] > .5).long() if y.shape[1] == 1 else y.argmax(1)
+
+def _dealt(ids, order):
+    rank = torch.zeros_like(order)
+    for c in ids.unique(): rank[ids[order] == c] = torch.arange(int((ids == c).sum()))
+    return order[rank.argsort(stable=True)]
 
 @patch(as_prop=True)
 def has_classes(self: Task) -> bool:
@@ -396,13 +399,7 @@ def has_classes(self: Task) -> bool:
     hard = ((y == 0) | (y == 1)).all() and (y.shape[1] == 1 or (y.sum(1) == 1).all())
     return not self.free_y and bool(hard) and len(class_ids(y).unique()) > 1
 
-# %% ../nbs/60_tasks.ipynb #9eb013a6
-def _dealt(ids, order):
-    "An order in which classes take turns."
-    rank = torch.zeros_like(order)
-    for c in ids.unique(): rank[ids[order] == c] = torch.arange(int((ids == c).sum()))
-    return order[rank.argsort(stable=True)]
-
+# %% ../nbs/60_tasks.ipynb #8e3efd35
 def random_subsets(
     task,
     size,
