@@ -1,102 +1,96 @@
-"""Which method for which task: every surrogate of `rdd_nb.tasks` as a ranking of candidate sets and as a method of distillation, on eight small tasks.
+"""Which method for which task: every surrogate as a ranking of candidate sets and as a method of distillation.
 
-    OMP_NUM_THREADS=1 python benchmarks/faithfulness.py --work /tmp/faithfulness     # about two minutes on one core; writes benchmarks/results/faithfulness.json
+    python benchmarks/faithfulness.py --work DIR     # some four minutes of one core a seed; writes results/faithfulness.json
 
-For each task and seed (a seed draws the population or divides the table, and draws the start):
+For each task of `rdd_nb.tasks.TASKS` and each seed, which draws the population or divides the table, and the start:
 
-- every surrogate is minimised from the same random subset, with the same number of steps of the same size, and the true risk of the set it ends with is read once, on the test sample;
-- every surrogate orders candidate sets, separately for subsets (random ones, half of them with noise) and distilled ones (those that the descents of all surrogates ended with).
+- every surrogate is minimised from the same random subset, with equally many steps of the same size, and the true risk
+  of the set it ends with is read once, on the test sample;
+- every surrogate orders candidate sets: subsets (random ones, half of them with noise), and distilled ones (those that
+  the descents of all surrogates ended with).
 
-In tasks with a risk over environments all surrogates use it: over environments, they take the task's risk of their distances. Four of them are also run `pooled`, without environments, as they were published.
-Finished rows are kept in the folder `--work` and not computed again.
+In tasks with a risk over environments the surrogates use it. Three of them are also run `pooled`, without environments.
+How far the budget is from convergence is in the rows too: `value` is the surrogate at the end, `doubled` the true risk
+after twice as many steps, for the surrogates in DOUBLED and the first seed.
 """
-import argparse
-import os
-import subprocess
-import time
-from pathlib import Path
+import re, time
+from dataclasses import replace
 
-for name in ('OMP', 'MKL', 'OPENBLAS'): os.environ[f'{name}_NUM_THREADS'] = '1'
+from common import Rows, TimeIsUp, options, write
 
-import torch
-from tqdm.auto import tqdm
+from rdd_nb.surrogates import SURROGATES, faithfulness, surrogates
+from rdd_nb.tasks import TASKS, descend, optimum, random_subsets
 
-from rdd_nb.core import read_json, versions, write_json
-from rdd_nb.tasks import SURROGATES, TASKS, SmallSet, descend, faithfulness, optimum, random_subsets
-
-SIZES = {'density': 15, 'ranking': 20}     # synthetic samples; 10 elsewhere
-CONFIG = dict(seeds=5, steps=20, lr=.1, subsets=10, noise=1., snapshots=(), optimum_steps=400)
+CONFIG = dict(steps=200, lr=.1, subsets=10, noise=1., optimum_steps=400)
 POOLED = 'moments', 'gradient', 'exact'
-SAME = {**{(name, 'training loss'): 'exact' for name in TASKS if name not in ('quantiles', 'effect', 'ranking')},          # surrogates that are the same function
-        **{(name, 'ridge'): 'training loss' for name in ('regression', 'regression, worst group', 'effect', 'ranking')}}   # up to a factor
-HERE = Path(__file__).resolve().parent
+DOUBLED = 'distribution', 'moments', 'quantisation', 'parameters', 'exact'
+SIZES = {'density': 15}     # synthetic samples; 10 elsewhere
 
 
-def metric(task, small):
-    "The task's metric on the test sample: over everybody and in the worst environment (None where it has none)."
-    if task.metric is None: return None
-    with torch.no_grad(): scores = task.learners[0].predict(task.fit(small)[0], task.test.x)
-    parts = [torch.ones(len(task.test.x), dtype=torch.bool)] + ([] if task.risk is None else [task.test.env == e for e in task.test.env.unique()])
-    found = [task.metric(scores[i], task.test.y[i]) for i in parts]
-    return found[0] if task.risk is None else min(found[1:])
+def accuracy(task, small):
+    "On the test sample: of all, or in the worst environment; None without classes."
+    if not task.has_classes: return None
+    right = replace(task, loss=lambda scores, y: -(scores.argmax(1) == y.argmax(1)).double())
+    return -right.truth(small)
 
 
-def surrogates(key, task, seed):
-    "Name -> surrogate, for all that this task admits."
-    found = {}
-    for name, make in SURROGATES.items():
-        if make.needs_theta and not all(l.parametric for l in task.learners) or (key, name) in SAME: continue
-        found[name] = make(task, seed=seed)
-        if task.risk is not None and name in POOLED: found[f'{name}, pooled'] = make(task, pooled=True, seed=seed)
-    return found
+def made_for(task, seed):
+    "Name -> surrogate."
+    found = surrogates(task, seed)
+    if task.risk is None: return found
+    plain = surrogates(replace(task, risk=None), seed, POOLED)
+    return found | {f'{name}, pooled': s for name, s in plain.items()}
 
 
-def run(name, seed, config):
+def references(task, size, seed):
+    "What the numbers of a row are compared with, and the subsets with their true risks."
+    half, everything = CONFIG['subsets'] // 2, task.train.as_set()
+    subsets = random_subsets(task, size, half, seed)
+    subsets += random_subsets(task, size, half, seed + 1000, CONFIG['noise'])
+    truth = [task.truth(s) for s in subsets]
+    row = dict(size=size, real=len(task.train.x), subsets=sum(truth[:half]) / half, best_subset=min(truth[:half]),
+               full=task.truth(everything), full_accuracy=accuracy(task, everything))
+    if all(l.parametric for l in task.learners):
+        best = optimum(task, CONFIG['optimum_steps'])
+        row['optimum'] = task._risk(task.values(best, task.test)).item()
+    return row, subsets, truth
+
+
+def ended(name, surrogate, task, start, seed):
+    "The set that a surrogate leads to, and what is measured of it."
+    began, steps, lr = time.process_time(), CONFIG['steps'], CONFIG['lr']
+    small = descend(surrogate, start, task, steps, lr)
+    found = dict(truth=task.truth(small), accuracy=accuracy(task, small), value=surrogate(small).item(),
+                 seconds=time.process_time() - began)
+    if name in DOUBLED and seed == 0: found['doubled'] = task.truth(descend(surrogate, start, task, 2 * steps, lr))
+    return small, found
+
+
+def run(name, seed):
     "One row: a task, a seed."
-    task, size = TASKS[name](seed), SIZES.get(name, 10)
-    everything = SmallSet(task.train.x, task.train.y)
-    half = config['subsets'] // 2
-    subsets = random_subsets(task, size, half, seed) + random_subsets(task, size, half, seed + 1000, config['noise'])
-    start = random_subsets(task, size, 1, seed + 2000)[0]
-    truth = [task.truth(c) for c in subsets]
-    row = dict(task=name, seed=seed, size=size, real=len(task.train.x), start=task.truth(start), start_metric=metric(task, start),
-               subsets=sum(truth[:half]) / half, best_subset=min(truth[:half]), full=task.truth(everything), full_metric=metric(task, everything), methods={})
-    if name != 'ranking' and all(l.parametric for l in task.learners): row['optimum'] = task._risk(task.values(optimum(task, config['optimum_steps']), task.test)).item()
-    ends, made = {}, surrogates(name, task, seed)
-    for method, surrogate in made.items():
-        began = time.process_time()
-        small, path = descend(surrogate, start, task, config['steps'], config['lr'], config['snapshots'])
-        ends[method] = path + [small]
-        row['methods'][method] = dict(truth=task.truth(small), metric=metric(task, small), seconds=time.process_time() - began)
-        with torch.no_grad(): row['methods'][method]['objective'] = task.objective(small).item()
-    distilled = [s for some in ends.values() for s in some]
-    distilled_truth = [task.truth(c) for c in distilled]
-    for method, surrogate in made.items():
-        row['methods'][method]['on_subsets'] = faithfulness(surrogate, subsets, truth)
-        row['methods'][method]['on_distilled'] = faithfulness(surrogate, distilled, distilled_truth)
-    for method in ('training loss', 'ridge'):
-        if (name, method) in SAME: row['methods'][method] = row['methods'][SAME[name, method]]
-    return row
+    began, task = time.process_time(), TASKS[name](seed)
+    row, subsets, truth = references(task, SIZES.get(name, 10), seed)
+    start, made = random_subsets(task, row['size'], 1, seed + 2000)[0], made_for(task, seed)
+    ends = {m: ended(m, s, task, start, seed) for m, s in made.items()}
+    distilled = [small for small, _ in ends.values()]
+    methods = {m: found for m, (_, found) in ends.items()}
+    reached = [found['truth'] for found in methods.values()]
+    for m, s in made.items():
+        methods[m] |= dict(on_subsets=faithfulness(s, subsets, truth), on_distilled=faithfulness(s, distilled, reached))
+    return dict(task=name, seed=seed, start=task.truth(start), start_accuracy=accuracy(task, start), **row,
+                methods=methods, cpu_seconds=time.process_time() - began)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--work', default='faithfulness-work', help='folder for finished rows')
-    parser.add_argument('--out', default=HERE / 'results' / 'faithfulness.json')
-    parser.add_argument('--tasks', nargs='*', default=list(TASKS), choices=list(TASKS))
-    for key in ('seeds', 'steps', 'subsets'): parser.add_argument(f'--{key}', type=int, default=CONFIG[key])
-    args = parser.parse_args()
-    config = dict(CONFIG, seeds=args.seeds, steps=args.steps, subsets=args.subsets)
-    rows = []
-    for seed in range(args.seeds):
-        for name in tqdm(args.tasks, desc=f'seed {seed}'):
-            path = Path(args.work) / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}-{config['steps']}-{config['subsets']}.json"
-            if not path.exists():
-                start = time.process_time()
-                write_json(path, dict(run(name, seed, config), cpu_seconds=time.process_time() - start))
-            rows.append(read_json(path))
-        commit = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=HERE, capture_output=True, text=True).stdout.strip()
-        write_json(args.out, dict(config=dict(config, seeds=seed + 1), versions=versions(), commit=commit, cpu_seconds=sum(r['cpu_seconds'] for r in rows), rows=rows))
+    args = options('faithfulness', __doc__, seeds=3, work=True).parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    rows, found = Rows(args.work / 'rows.json', lambda r: (r['task'], r['seed']), args.minutes), []
+    for name, seed in ((name, seed) for seed in range(args.seeds) for name in TASKS if re.search(args.only, name)):
+        try: found.append(rows.row((name, seed), lambda: run(name, seed)))
+        except TimeIsUp: print(f'{name}, seed {seed}: time is up, left out')
+    settings = {name: repr(s) for name, s in surrogates(TASKS['classification']()).items()}
+    write(args.out, config=CONFIG | dict(seeds=args.seeds), surrogates=settings,
+          cpu_seconds=sum(r['cpu_seconds'] for r in found), rows=found)
 
 
 if __name__ == '__main__': main()
