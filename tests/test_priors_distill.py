@@ -150,7 +150,7 @@ def test_a_label_goes_with_its_image():
 @pytest.mark.parametrize('prior', [MultiFormation(2), Frequencies(.5), LowRank(8)], ids=repr)
 def test_the_loss_goes_down_in_every_prior(prior):
     "Matching means in one fixed network: the same network and the whole data at each step."
-    m = method(prior, steps=30, batch=15, network_life=1000, lr=1.)
+    m = method(prior, steps=30, batch='random(15)', network='convnet(width=4, life=1000)', lr=1.)
     run_ = Distiller(DATA, m, IPC, device='cpu')
     for _ in range(30): run_.step()
     assert run_.history[-1] < .7 * run_.history[0]

@@ -1,5 +1,5 @@
 """Trajectory matching: gradients against autograd and finite differences, memory, weights, buffers, bad input."""
-import dataclasses, json
+import dataclasses
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from rdd_nb.core import generator
+from rdd_nb.core import generator, write_tensors
 from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import Distiller
 from rdd_nb.methods import Method
@@ -392,17 +392,38 @@ def test_damaged_and_foreign_buffers(tmp_path):
     good = train_experts(small_setup(), 1, 1)
     save_experts(good, path)
     whole = path.read_bytes()
-    damaged = [whole[:len(whole) // 2], b'', b'text', whole[:8] + b'x' * 50 + whole[58:]]
-    for content in damaged:
+    def refused():
+        with pytest.raises(ValueError, match='not a buffer of experts') as error: load_experts(path)
+        assert len(str(error.value).splitlines()) == 1
+    for content in (whole[:len(whole) // 2], b'', b'text', whole[:8] + b'x' * 50 + whole[58:]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match='not a buffer of experts'): load_experts(path)
+        refused()
     save_file({'parameters': torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match='not a buffer of experts'): load_experts(path)
-    note = dict(format='rdd_nb experts 1', layout=json.dumps([['w', [2]]]), record='{}')
-    for tensors in ({'parameters': torch.zeros(1, 2, 3)}, {'other': torch.zeros(1, 2, 2)},
-                    {'parameters': torch.zeros(2)}):
-        save_file(tensors, path, note)
+    refused()
+    about = dict(format='rdd_nb experts 2', layout=[['w', [2]]], record={})
+    fits = torch.zeros(1, 2, 2)
+    save_file({'parameters': fits}, path, {k: str(v) for k, v in about.items()})     # without a digest
+    refused()
+    for tensors, changes in (({'parameters': torch.zeros(1, 2, 3)}, {}), ({'other': fits}, {}),
+                             ({'parameters': torch.zeros(2)}, {}), ({'parameters': fits}, dict(format='another')),
+                             ({'parameters': fits}, dict(layout=7))):
+        write_tensors(path, tensors, about | changes)
+        refused()
+    write_tensors(path, {'parameters': fits}, about)
+    assert torch.equal(load_experts(path).parameters, fits)
+
+
+def test_a_flipped_bit_is_refused(tmp_path):
+    "In the parameters, the layout or the record: the digest is over every byte."
+    path = tmp_path/'b.safetensors'
+    save_experts(train_experts(small_setup(), 1, 1), path)
+    whole = path.read_bytes()
+    places = [whole.index(b'body.0.weight'), whole.index(b'epochs'), whole.index(b'seed') + 8]
+    for i in [*places, len(whole) // 2, len(whole) - 1]:
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1:])
         with pytest.raises(ValueError, match='not a buffer of experts'): load_experts(path)
+    path.write_bytes(whole)
+    load_experts(path)
 
 
 @pytest.mark.parametrize('change, message', [
