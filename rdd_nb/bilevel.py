@@ -6,7 +6,7 @@
 __all__ = ['ridge_fit', 'kernel_ridge', 'rbf', 'median_gamma', 'Bilevel', 'KernelRidge', 'Unrolled']
 
 # %% ../nbs/37_bilevel.ipynb #aaa5f21a
-import copy
+import copy, functools
 import torch
 from torch import Tensor
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ def _shares(weights, like):
     if weights is None: return like.new_full((len(like),), 1 / len(like), dtype=torch.float64)
     w = weights.to(like.device, torch.float64)
     if w.shape != (len(like),) or not (w >= 0).all() or not w.sum() > 0:
-        raise ValueError(f'weights: got shape {tuple(w.shape)}, expected {len(like)} non-negative numbers, not all zero')
+        raise ValueError(f'weights: got shape {tuple(w.shape)}; expected {len(like)} non-negative numbers, not all 0')
     return w / w.sum()
 
 def _ridge(regularisation, variance, size, relative):
@@ -40,12 +40,11 @@ def ridge_fit(
 ) -> tuple: # (W (d, k), b (k,))
     "Weighted ridge regression with an intercept, in float64, differentiable in everything."
     f, y, w = features.double(), targets.double(), _shares(weights, features)
-    centre, level = w @ f, w @ y
+    centre, level, size = w @ f, w @ y, f.square().mean()
     f, y = (f - centre) * w.sqrt()[:, None], (y - level) * w.sqrt()[:, None]
-    ridge = _ridge(regularisation, f.square().sum(), features.double().square().mean(), relative)
-    eye = torch.eye(min(f.shape), dtype=f.dtype, device=f.device)
-    if f.shape[1] <= f.shape[0]: W = torch.linalg.solve(f.T @ f + ridge * eye, f.T @ y)
-    else: W = f.T @ torch.linalg.solve(f @ f.T + ridge * eye, y)
+    added = _ridge(regularisation, f.square().sum(), size, relative) * torch.eye(min(f.shape)).to(f)
+    if f.shape[1] <= f.shape[0]: W = torch.linalg.solve(f.T @ f + added, f.T @ y)
+    else: W = f.T @ torch.linalg.solve(f @ f.T + added, y)
     return W.to(features.dtype), (level - centre @ W).to(features.dtype)
 
 # %% ../nbs/37_bilevel.ipynb #ccaf921e
@@ -129,9 +128,7 @@ class KernelRidge(Bilevel, names=('kernel',)):
         self.regularisation = number('regularisation', regularisation, open_low=True)
         self.temperature = number('temperature', temperature, open_low=True)
         self.gamma = gamma if gamma is None else number('gamma', gamma, open_low=True)
-
-    @property
-    def uses_network(self): return self.kernel == 'features'
+        self.uses_network = kernel == 'features'
 
 # %% ../nbs/37_bilevel.ipynb #693f6fe8
 @patch
@@ -141,6 +138,7 @@ def begin(self: KernelRidge, setup):
     ready.width = median_gamma(setup.x)
     return ready
 
+# %% ../nbs/37_bilevel.ipynb #1d695140
 @patch
 def scores(self: KernelRidge, net, batch) -> Tensor: # (n, n_classes)
     "Predictions for the real samples, from the synthetic ones."
@@ -194,10 +192,12 @@ class Unrolled(Bilevel):
         ready.learnable = (torch.tensor(self.lr, device=setup.x.device).log().requires_grad_(True),)
         return ready
 
-    def losses(self, net, batch):
-        theta = self.trained(net, batch)
-        scores = in_chunks(lambda x: functional_call(net, theta, (x,)), batch.x)
-        return F.cross_entropy(scores, batch.y, reduction='none')
+# %% ../nbs/37_bilevel.ipynb #7f2b242d
+@patch
+def losses(self: Unrolled, net, batch):
+    theta = self.trained(net, batch)
+    scores = in_chunks(lambda x: functional_call(net, theta, (x,)), batch.x)
+    return F.cross_entropy(scores, batch.y, reduction='none')
 
 # %% ../nbs/37_bilevel.ipynb #55c5631a
 @patch
@@ -206,13 +206,12 @@ def trained(self: Unrolled, net, batch) -> dict: # parameters by name
     names, theta = zip(*((k, p.detach()) for k, p in net.named_parameters()))
     log_lr = self.learnable[0] if self.learnable else torch.tensor(self.lr, device=batch.x.device).log()
     def step(sx, targets, log_lr, *theta):
-        differentiable = torch.is_grad_enabled()
+        graph, theta = torch.is_grad_enabled(), [p if p.requires_grad else p.requires_grad_(True) for p in theta]
         with torch.enable_grad():
-            theta = [p if p.requires_grad else p.requires_grad_(True) for p in theta]
             loss = F.cross_entropy(functional_call(net, dict(zip(names, theta)), (sx,)), targets)
-            g = torch.autograd.grad(loss, theta, create_graph=differentiable)
+            g = torch.autograd.grad(loss, theta, create_graph=graph)
         return tuple(p - log_lr.exp() * d for p, d in zip(theta, g))
     inputs = batch.sx, batch.targets.to(batch.sx.dtype), log_lr.to(batch.sx.dtype)
-    for _ in range(self.steps):
-        theta = _Again.apply(step, *inputs, *theta) if self.checkpoint else step(*inputs, *theta)
+    take = functools.partial(_Again.apply, step) if self.checkpoint else step
+    for _ in range(self.steps): theta = take(*inputs, *theta)
     return dict(zip(names, theta))

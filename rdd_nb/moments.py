@@ -42,13 +42,15 @@ class _FeatureMatcher(Matcher, abstract=True):
         if alone: where, cure = 'cluster', "choose clustering='kmeans', for which the whole class answers"
         raise ValueError(f'{self!r} needs at least {self.least} synthetic samples in a {where}, got {fewest}: {cure}')
 
-    def loss(self, net, batch: Batch, risk=None, risk_at=None):
-        alone = risk_at == 'distance' and batch.clusters is not None and batch.clusters.answer is not None
-        self._enough(batch.clusters.answer if alone else batch.sy, alone)
-        step = copy.copy(self)
-        step.spread = feature_spread(net, batch.x)
-        if batch.generator is not None: step.key = int(torch.randint(2**62, (1,), generator=batch.generator))
-        return Matcher.loss(step, net, batch, risk, risk_at)
+# %% ../nbs/36_moments.ipynb #702a6af4
+@patch
+def loss(self: _FeatureMatcher, net, batch: Batch, risk=None, risk_at=None):
+    alone = risk_at == 'distance' and batch.clusters is not None and batch.clusters.answer is not None
+    self._enough(batch.clusters.answer if alone else batch.sy, alone)
+    step = copy.copy(self)
+    step.spread = feature_spread(net, batch.x)
+    if batch.generator is not None: step.key = int(torch.randint(2**62, (1,), generator=batch.generator))
+    return Matcher.loss(step, net, batch, risk, risk_at)
 
 # %% ../nbs/36_moments.ipynb #11fa2b9b
 class MomentMatching(_FeatureMatcher, names=('moments',)):
@@ -62,15 +64,17 @@ class MomentMatching(_FeatureMatcher, names=('moments',)):
         self.weight = number('weight', weight, open_low=True)
         self.diagonal = one_of('diagonal', diagonal, (False, True))
 
-    def statistic(self, net, x, y, weights, ids, k):
-        f, w = _in_clusters(feature_rows(net, x), weights, ids, k)
-        mean = (w[..., None] * f).sum(1)
-        c = f - mean[:, None]
-        return [mean, (w[..., None] * c.square()).sum(1) if self.diagonal else (w[..., None] * c).mT @ c]
-
     def distance(self, real, synthetic):
         first, second = ((a - b).square().flatten(1).sum(1) for a, b in zip(real, synthetic))
         return first + self.weight / self.spread**2 * second
+
+# %% ../nbs/36_moments.ipynb #8666eb87
+@patch
+def statistic(self: MomentMatching, net, x, y, weights, ids, k):
+    f, w = _in_clusters(feature_rows(net, x), weights, ids, k)
+    mean = (w[..., None] * f).sum(1)
+    c = f - mean[:, None]
+    return [mean, (w[..., None] * c.square()).sum(1) if self.diagonal else (w[..., None] * c).mT @ c]
 
 # %% ../nbs/36_moments.ipynb #8cdc834f
 class CharacteristicMatching(_FeatureMatcher, names=('characteristic',)):
@@ -84,16 +88,18 @@ class CharacteristicMatching(_FeatureMatcher, names=('characteristic',)):
         self.frequencies, self.scale = whole('frequencies', frequencies), number('scale', scale, open_low=True)
         self.amplitude = number('amplitude', amplitude, 0, 1)
 
-    def statistic(self, net, x, y, weights, ids, k):
-        f, g = feature_rows(net, x), generator('frequencies', self.key)
-        t = torch.randn(f.shape[1], self.frequencies, generator=g, dtype=torch.float64).to(f)
-        angle, member = f @ t * (self.scale / self.spread), membership(ids, k, weights, f)
-        return [member @ angle.cos(), member @ angle.sin()]
-
     def distance(self, real, synthetic):
         (a, b), (c, d) = real, synthetic
         A, B = ((u.square() + v.square()).clamp(min=1e-20).sqrt() for u, v in ((a, b), (c, d)))
         return (self.amplitude * (A - B).square() + (1 - self.amplitude) * 2 * (A * B - a * c - b * d)).mean(1)
+
+# %% ../nbs/36_moments.ipynb #bafaf79b
+@patch
+def statistic(self: CharacteristicMatching, net, x, y, weights, ids, k):
+    f, g = feature_rows(net, x), generator('frequencies', self.key)
+    t = torch.randn(f.shape[1], self.frequencies, generator=g, dtype=torch.float64).to(f)
+    angle, member = f @ t * (self.scale / self.spread), membership(ids, k, weights, f)
+    return [member @ angle.cos(), member @ angle.sin()]
 
 # %% ../nbs/36_moments.ipynb #03c3a19a
 class KernelMatching(_FeatureMatcher, names=('mmd',)):
@@ -109,8 +115,7 @@ class KernelMatching(_FeatureMatcher, names=('mmd',)):
             raise ValueError(f'widths={widths!r}: expected one or more numbers above 0')
         self.kernel, self.degree = one_of('kernel', kernel, ('rbf', 'polynomial', 'linear')), whole('degree', degree)
         self.widths = tuple(number('widths', w, open_low=True) for w in widths)
-        self.unbiased = one_of('unbiased', unbiased, (False, True))
-        self.least = 2 if unbiased else 1
+        self.unbiased, self.least = one_of('unbiased', unbiased, (False, True)), 2 if unbiased else 1
 
     def statistic(self, net, x, y, weights, ids, k): return list(_in_clusters(feature_rows(net, x), weights, ids, k))
 

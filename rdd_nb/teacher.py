@@ -30,13 +30,12 @@ def train_teacher(
     **options,              # of that network: width, norm, ...
 ): # a `rdd_nb.models.Classifier`, in evaluation mode, its parameters without gradient
     "Train a network on the real samples (the first stage of SRe2L, Yin et al. 2023)."
-    shape, device = setup.x.shape[1:], setup.x.device
+    x, n, seed = setup.x, setup.n_classes, (setup.seed, 'teacher')
     if network is None: net = setup.network('teacher')
-    else: net = make_model(network, shape, setup.n_classes, seed=(setup.seed, 'teacher'), **options).to(device)
-    ends = [steps * k // 10 for k in range(11)]
+    else: net = make_model(network, x.shape[1:], n, seed=seed, **options).to(x.device)
     for k in trange(10, desc='teacher', disable=not setup.progress):
-        now = lr * .5 * (1 + math.cos(math.pi * k / 10))
-        if ends[k + 1] > ends[k]: setup.train(net, ends[k + 1] - ends[k], 'teacher', k, lr=now)
+        now, part = lr * .5 * (1 + math.cos(math.pi * k / 10)), steps * (k + 1) // 10 - steps * k // 10
+        if part: setup.train(net, part, 'teacher', k, lr=now)
     return net.eval().requires_grad_(False)
 
 # %% ../nbs/39_teacher.ipynb #f181bd59
@@ -78,9 +77,8 @@ def layer_statistics(
     try: scores = net(x)
     finally:
         for h in hooks: h.remove()
-    inputs, member = [a.flatten(2) if a.dim() > 2 else a[..., None] for a in seen], membership(ids, k, weights, x)
-    moments = [(member @ a.mean(2), member @ a.square().mean(2)) for a in inputs]
-    return scores, [torch.stack([m, s - m.square()], 1) for m, s in moments]
+    inputs, q = [a.flatten(2) if a.dim() > 2 else a[..., None] for a in seen], membership(ids, k, weights, x)
+    return scores, [torch.stack([m := q @ a.mean(2), q @ a.square().mean(2) - m.square()], 1) for a in inputs]
 
 # %% ../nbs/39_teacher.ipynb #c06827f2
 def alignment(
@@ -112,12 +110,14 @@ class BatchNormAlignment(Objective, names=('batchnorm',)):
 
     def uses_batch(self, risk_at): return risk_at in ('target', 'distance')
 
-    def begin(self, setup):
-        "Train the teacher; an unknown network is refused before."
-        ready, kind = copy.copy(self), dict(width=self.width, norm='batch')
-        make_model(self.network, setup.x.shape[1:], setup.n_classes, **kind)
-        ready.teacher = train_teacher(setup, self.steps, self.lr, self.network, **kind)
-        return ready
+# %% ../nbs/39_teacher.ipynb #82617e3e
+@patch
+def begin(self: BatchNormAlignment, setup):
+    "Train the teacher; an unknown network is refused before."
+    ready, kind = copy.copy(self), dict(width=self.width, norm='batch')
+    make_model(self.network, setup.x.shape[1:], setup.n_classes, **kind)
+    ready.teacher = train_teacher(setup, self.steps, self.lr, self.network, **kind)
+    return ready
 
 # %% ../nbs/39_teacher.ipynb #f9b1f5bf
 @patch
@@ -155,6 +155,7 @@ def random_crops(
     grid = F.affine_grid(theta.to(x), x.shape, align_corners=False)
     return F.grid_sample(x, grid, padding_mode='border', align_corners=False)
 
+# %% ../nbs/39_teacher.ipynb #826e8d13
 def _dealt(order, clusters, count):
     "The first `count` of `order`, from one cluster after the other."
     piles = [order[clusters[order] == k] for k in clusters[order].unique()]
@@ -209,7 +210,7 @@ def select_patches(
     "Images packed from the patches that the teacher recognises best (RDED, Sun et al. 2024)."
     h, w, n_classes = *x.shape[2:], n_classes or int(y.max()) + 1
     if factor < 1 or h % factor or w % factor:
-        raise ValueError(f'factor={factor!r}: cannot divide an image of {h}x{w} pixels into so many patches along a side')
+        raise ValueError(f'factor={factor!r}: cannot divide an image of {h}x{w} pixels into so many patches a side')
     best, patches = _best_crops(net, x, y, crops, generator(seed, 'patches'), least)
     ids = torch.zeros_like(y) if clusters is None else torch.as_tensor(clusters, device=y.device)
     rows = _slots(best, y, ids, ipc * factor**2, n_classes).view(-1, factor, factor)
@@ -240,6 +241,7 @@ class Labels(Part, kind='labels'):
 class HardLabels(Labels, names=('hard',)):
     "The class."
 
+# %% ../nbs/39_teacher.ipynb #2c49720e
 class LearnedLabels(Labels, names=('learned',)):
     "Probabilities that are optimised beside the samples, with step size `lr` on their logits."
     learned = True

@@ -38,6 +38,7 @@ def call_at(
     state = {k: v.view(p.shape) for k, v, p in zip(names, parts, parameters)}
     return functional_call(net, state | {k: b.clone() for k, b in net.named_buffers()}, (x,))
 
+# %% ../nbs/38_trajectory.ipynb #aafa39be
 def gradient_at(net, theta, x, targets, create_graph=False): # `targets`: classes (n,), or probabilities (n, n_classes)
     "Gradient (n_parameters,) of the mean cross-entropy at `theta`."
     return torch.autograd.grad(F.cross_entropy(call_at(net, theta, x), targets), theta, create_graph=create_graph)[0]
@@ -50,21 +51,23 @@ class Experts:
     layout: list         # [name, shape] of each parameter, in order
     record: dict         # how they were trained: seed, steps, lr, risk, fingerprint of the data
 
-    def check(self, net, name='buffer'):
-        "Raises `ValueError` if `net` is of another architecture."
-        for ours, theirs in zip(self.layout + [None], _layout(net) + [None]):
-            if ours == theirs: continue
-            both = f'({_tell(ours)} there, {_tell(theirs)} in the network)'
-            raise ValueError(f'{name}: holds experts of another architecture {both}')
-
     def check_record(self, record, name='buffer'):
         "Raises `ValueError` if these experts were trained differently, or on other data."
         for k, asked in record.items():
             if (kept := self.record.get(k)) == asked: continue
             raise ValueError(f'{name}: holds experts with another {k} ({kept!r} there, {asked!r} asked for)')
 
+# %% ../nbs/38_trajectory.ipynb #36d26b4c
 def _layout(net): return [[k, list(p.shape)] for k, p in net.named_parameters()]
 def _tell(entry): return 'nothing more' if entry is None else f"{entry[0]} of shape {'x'.join(map(str, entry[1]))}"
+
+@patch
+def check(self: Experts, net, name='buffer'):
+    "Raises `ValueError` if `net` is of another architecture."
+    for ours, theirs in zip(self.layout + [None], _layout(net) + [None]):
+        if ours == theirs: continue
+        both = f'({_tell(ours)} there, {_tell(theirs)} in the network)'
+        raise ValueError(f'{name}: holds experts of another architecture {both}')
 
 # %% ../nbs/38_trajectory.ipynb #be28332a
 def _hash(*tensors):
@@ -111,6 +114,7 @@ def save_experts(
     about = dict(format='rdd_nb experts 2', layout=experts.layout, record=experts.record)
     return write_tensors(path, {'parameters': experts.parameters}, about)
 
+# %% ../nbs/38_trajectory.ipynb #87f44b16
 def load_experts(path) -> Experts:
     "Read a buffer. Raises `FileNotFoundError` where there is none, `ValueError` for anything else."
     try:
@@ -130,8 +134,10 @@ def _run(net, theta, x, targets, lr, batches, keep):
         theta = theta - lr * gradient_at(net, theta.detach().requires_grad_(), x[i], targets[i])
     return theta, points
 
-def _slopes(net, theta, points, leaves, batches, pull):
-    "Gradients of the leaves: backwards along the points, or from `theta` on without any."
+# %% ../nbs/38_trajectory.ipynb #5a71352a
+def _attached(net, theta, points, given, batches, pull):
+    "Zero, with gradients of x, targets and lr: backwards along the points, or from `theta` on without any."
+    leaves = [v.detach().requires_grad_() for v in given]
     slopes, exact = [torch.zeros_like(v) for v in leaves], bool(points)
     for i in reversed(batches) if exact else batches:
         theta = (points.pop() if exact else theta).detach().requires_grad_()
@@ -140,7 +146,7 @@ def _slopes(net, theta, points, leaves, batches, pull):
         for s, part in zip(slopes, parts): s += part
         if exact: pull = pull + back
         else: theta = theta + step.detach()
-    return slopes
+    return sum((s * (v - v.detach())).sum() for s, v in zip(slopes, given) if v.requires_grad)
 
 # %% ../nbs/38_trajectory.ipynb #b2c8cc20
 def segment_loss(
@@ -154,11 +160,10 @@ def segment_loss(
     exact: bool = True, # False: TESLA's gradient, with the student's points held constant
 ) -> Tensor: # differentiable in `x`, `targets` and `lr`
     "Normalised squared distance of the student's end to `target`; only the points need memory for each step."
-    leaves, scale = [v.detach().requires_grad_() for v in (x, targets, lr)], (start - target).square().sum()
-    end, points = _run(net, start, *(v.detach() for v in leaves), batches, exact)
-    slopes = _slopes(net, start, points, leaves, batches, 2 * (end - target) / scale)
-    attached = [(s * (v - v.detach())).sum() for s, v in zip(slopes, (x, targets, lr)) if v.requires_grad]
-    return (end - target).square().sum() / scale + sum(attached)
+    given, scale = (x, targets, lr), (start - target).square().sum()
+    end, points = _run(net, start, *(v.detach() for v in given), batches, exact)
+    attached = _attached(net, start, points, given, batches, 2 * (end - target) / scale)
+    return (end - target).square().sum() / scale + attached
 
 # %% ../nbs/38_trajectory.ipynb #adff8d41
 def draw_segment(
@@ -174,6 +179,7 @@ def draw_segment(
     s = int(torch.randint(window[0], last + 1, (1,), generator=g))
     return parameters[e, s], parameters[e, s + ahead]
 
+# %% ../nbs/38_trajectory.ipynb #37ee4c46
 def draw_batches(m, size, steps, g, device='cpu'):
     "Index tensors for `steps` steps over m samples: all of them, or parts of `size` of one permutation after another."
     if size is None or size >= m: return [torch.arange(m, device=device)] * steps
@@ -228,6 +234,7 @@ class TrajectoryMatching(Objective, names=('trajectory',)):
 @patch
 def uses_batch(self: TrajectoryMatching, risk_at): return risk_at == 'target'
 
+# %% ../nbs/38_trajectory.ipynb #98443265
 @patch
 def _keep(self: TrajectoryMatching, given):
     "Check the settings and keep them."
@@ -278,10 +285,9 @@ def loss(self: TrajectoryMatching, net, batch, risk=None, risk_at=None):
                          'since every cluster would need a training run of its own')
     if self.trained is None: raise ValueError('trajectory matching has no experts yet: call begin(setup) first')
     self.trained.check(net)
-    g, like = batch.generator or generator('segment'), batch.sx
+    g, like, q = batch.generator or generator('segment'), batch.sx, within_clusters(batch.y, batch.n_classes, batch.p)
     segment = draw_segment(self.trained.parameters, self.ahead, self.starts, g, batch.done if self.grow else 1.)
     start, target = (t.to(like.dtype) for t in segment)
-    q = within_clusters(batch.y, batch.n_classes, batch.p)
     if risk_at == 'target' and risk is not None:
         target, q = weighted_segment(net, start, batch, risk, self.target_steps, self.expert_lr)
     batches, lr = draw_batches(len(like), self.student_batch, self.student_steps, g, like.device), self.log_lr.exp()
