@@ -1,4 +1,4 @@
-"The direct objectives against numpy, scikit-learn and finite differences: values, gradients on everything that is optimised, weights, memory."
+"The direct objectives against numpy, scikit-learn and finite differences: values, all gradients, weights, memory."
 import subprocess
 import sys
 
@@ -22,8 +22,10 @@ from rdd_nb.risk import CVaR, Entropic, Mean, TwoLevel, WorstCase
 F64 = torch.float64
 IPC, CLASSES, SHAPE = 2, 3, (1, 4, 4)
 MEAN_CVAR = .5 * Mean() + .5 * CVaR(.3)
-PLACES = [(None, None), (TwoLevel(CVaR(.5), .5 * Mean() + .5 * WorstCase()), 'target'), (Entropic(1.), 'target'), (MEAN_CVAR, 'distance')]
-OBJECTIVES = [KernelRidge(), KernelRidge('linear'), KernelRidge('rbf'), KernelRidge('rbf', gamma=.1), KernelRidge(criterion='cross-entropy'), Unrolled(2, .3), Unrolled(2, .3, False)]
+PLACES = [(None, None), (TwoLevel(CVaR(.5), .5 * Mean() + .5 * WorstCase()), 'target'), (Entropic(1.), 'target'),
+          (MEAN_CVAR, 'distance')]
+OBJECTIVES = [KernelRidge(), KernelRidge('linear'), KernelRidge('rbf'), KernelRidge('rbf', gamma=.1),
+              KernelRidge(criterion='cross-entropy'), Unrolled(2, .3), Unrolled(2, .3, False)]
 every_objective = pytest.mark.parametrize('objective', OBJECTIVES, ids=repr)
 
 
@@ -31,7 +33,8 @@ def draw(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator()
 
 
 def smooth_net(seed=0):
-    body = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.GroupNorm(2, 2), nn.Softplus(), nn.AvgPool2d(2), nn.Flatten())
+    body = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.GroupNorm(2, 2), nn.Softplus(), nn.AvgPool2d(2),
+                         nn.Flatten())
     net = Classifier(body, 8, CLASSES).double()
     with torch.no_grad():
         for i, p in enumerate(net.parameters()): p.copy_(draw(*p.shape, seed=100 * seed + i) * .5)
@@ -44,7 +47,8 @@ def problem(sizes=(7, 5, 3), soft=False, seed=0, **more):
     shift = draw(len(sizes), *SHAPE, seed=seed + 1)
     labels = torch.softmax(draw(len(sy), CLASSES, seed=9), 1) if soft else None
     clusters = Clusters(y * 2 + torch.arange(len(y)) % 2, torch.arange(CLASSES).repeat_interleave(2))
-    return Batch(draw(len(y), *SHAPE, seed=seed + 2) + shift[y], y, draw(len(sy), *SHAPE, seed=seed + 3) + shift[sy], sy, CLASSES, soft=labels, clusters=clusters, **more)
+    return Batch(draw(len(y), *SHAPE, seed=seed + 2) + shift[y], y, draw(len(sy), *SHAPE, seed=seed + 3) + shift[sy],
+                 sy, CLASSES, soft=labels, clusters=clusters, **more)
 
 
 def changed(batch, **new): return Batch(**{**batch.__dict__, **new})
@@ -65,7 +69,8 @@ def test_ridge_is_that_of_scikit_learn(m, d, seed):
 @settings(max_examples=15)
 @given(st.integers(2, 7), st.integers(1, 9), st.integers(0, 99))
 def test_kernel_form_is_the_feature_form(m, d, seed):
-    f, new, y, w = draw(m, d, seed=seed), draw(4, d, seed=seed + 3), draw(m, 2, seed=seed + 1), draw(m, seed=seed + 2).abs() + .1
+    f, new, y = draw(m, d, seed=seed), draw(4, d, seed=seed + 3), draw(m, 2, seed=seed + 1)
+    w = draw(m, seed=seed + 2).abs() + .1
     W, b = ridge_fit(f, y, w, .01)
     torch.testing.assert_close(kernel_ridge(f @ f.T, new @ f.T, y, w, .01), new @ W + b, rtol=1e-7, atol=1e-8)
 
@@ -77,7 +82,8 @@ def test_rbf_regression_is_that_of_scikit_learn():
     O = rbf(x, s, .7).numpy()
     reference = SkKernelRidge(alpha=.1 * 6, kernel='precomputed').fit(H @ K @ H, y - y.mean())
     expected = reference.predict((O - K.mean(0)) @ H) + y.mean().item()
-    np.testing.assert_allclose(kernel_ridge(torch.tensor(K), torch.tensor(O), y, None, .1, relative=False), expected, atol=1e-10)
+    np.testing.assert_allclose(kernel_ridge(torch.tensor(K), torch.tensor(O), y, None, .1, relative=False), expected,
+                               atol=1e-10)
 
 
 @pytest.mark.parametrize('m', [3, 12])
@@ -85,18 +91,21 @@ def test_integer_weights_are_replication(m):
     f, y, new, counts = draw(m, 5), draw(m, 2, seed=1), draw(4, 5, seed=2), torch.arange(m) % 3
     twice = torch.arange(m).repeat_interleave(counts)
     for a, b in zip(ridge_fit(f, y, counts), ridge_fit(f[twice], y[twice])): torch.testing.assert_close(a, b)
-    torch.testing.assert_close(kernel_ridge(rbf(f, f), rbf(new, f), y, counts), kernel_ridge(rbf(f[twice], f[twice]), rbf(new, f[twice]), y[twice]))
+    torch.testing.assert_close(kernel_ridge(rbf(f, f), rbf(new, f), y, counts),
+                               kernel_ridge(rbf(f[twice], f[twice]), rbf(new, f[twice]), y[twice]))
 
 
 def test_gradients_of_the_closed_forms():
-    f, y, w, new = draw(4, 3).requires_grad_(), draw(4, 2, seed=1).requires_grad_(), (draw(4, seed=2).abs() + .1).requires_grad_(), draw(5, 3, seed=3)
+    f, y, w = (t.requires_grad_() for t in (draw(4, 3), draw(4, 2, seed=1), draw(4, seed=2).abs() + .1))
+    new = draw(5, 3, seed=3)
     assert torch.autograd.gradcheck(lambda *a: ridge_fit(*a), (f, y, w))
     assert torch.autograd.gradcheck(lambda f, y, w: kernel_ridge(rbf(f, f, .5), rbf(new, f, .5), y, w), (f, y, w))
 
 
 @pytest.mark.parametrize('weights', [torch.tensor([1., -1, 1]), torch.zeros(3), torch.ones(2)])
 def test_weights_that_are_none(weights):
-    with pytest.raises(ValueError, match='^weights: .*expected 3 non-negative numbers'): ridge_fit(draw(3, 2), draw(3, 1), weights)
+    with pytest.raises(ValueError, match='^weights: .*expected 3 non-negative numbers'):
+        ridge_fit(draw(3, 2), draw(3, 1), weights)
 
 
 # Gradients
@@ -112,7 +121,8 @@ def test_gradient_on_images_and_labels_is_that_of_finite_differences(objective, 
     assert all(g.norm() > 1e-6 for g in gradients)
     for k in range(2):
         u, v = draw(*sx.shape, seed=50 + k), draw(*soft.shape, seed=60 + k)
-        with torch.no_grad(): expected = (loss(sx + 1e-5 * u, soft + 1e-5 * v) - loss(sx - 1e-5 * u, soft - 1e-5 * v)) / 2e-5
+        with torch.no_grad():
+            expected = (loss(sx + 1e-5 * u, soft + 1e-5 * v) - loss(sx - 1e-5 * u, soft - 1e-5 * v)) / 2e-5
         torch.testing.assert_close((gradients[0] * u).sum() + (gradients[1] * v).sum(), expected, rtol=2e-5, atol=1e-8)
 
 
@@ -173,10 +183,12 @@ def test_losses_become_the_objective(objective):
     loss, q = objective.loss(net, batch, WorstCase(), 'distance')
     worst = max(range(6), key=lambda k: mean(clusters == k))
     assert loss.item() == pytest.approx(mean(clusters == worst))
-    np.testing.assert_allclose(q.numpy(), np.where(clusters == worst, CLASSES * p / p[clusters == worst].sum(), 0), rtol=1e-9)
+    np.testing.assert_allclose(q.numpy(), np.where(clusters == worst, CLASSES * p / p[clusters == worst].sum(), 0),
+                               rtol=1e-9)
     loss, q = objective.loss(net, batch, WorstCase(), 'target')
     assert loss.item() == pytest.approx(np.mean([losses[y == c].max() for c in range(CLASSES)]))
-    np.testing.assert_allclose(q.numpy(), sum((y == c) * (losses == losses[y == c].max()) for c in range(CLASSES)).astype(float))
+    hardest = sum((y == c) * (losses == losses[y == c].max()) for c in range(CLASSES))
+    np.testing.assert_allclose(q.numpy(), hardest.astype(float))
     torch.testing.assert_close(objective.loss(net, batch, Mean(), 'network')[0], objective.loss(net, batch)[0])
 
 
@@ -185,13 +197,16 @@ def test_uniform_weights_change_nothing_and_integer_weights_are_replication(obje
     if objective == OBJECTIVES[2]: objective = KernelRidge('rbf', gamma=.1)
     net, batch = smooth_net(), problem()
     plain = objective.loss(net, batch)[0]
-    torch.testing.assert_close(objective.loss(net, changed(batch, p=within_clusters(batch.y, CLASSES).double()))[0], plain)
+    torch.testing.assert_close(objective.loss(net, changed(batch, p=within_clusters(batch.y, CLASSES).double()))[0],
+                               plain)
     counts = torch.arange(len(batch.y)) % 3 + 1
     twice = torch.arange(len(batch.y)).repeat_interleave(counts)
-    replicated = changed(batch, x=batch.x[twice], y=batch.y[twice], clusters=Clusters(batch.clusters.real[twice], batch.clusters.owner))
+    replicated = changed(batch, x=batch.x[twice], y=batch.y[twice],
+                         clusters=Clusters(batch.clusters.real[twice], batch.clusters.owner))
     weighted = changed(batch, p=within_clusters(batch.y, CLASSES, counts.double()))
     for risk, place in (None, None), (CVaR(.4), 'target'), (MEAN_CVAR, 'distance'):
-        torch.testing.assert_close(objective.loss(net, weighted, risk, place)[0], objective.loss(net, replicated, risk, place)[0])
+        torch.testing.assert_close(objective.loss(net, weighted, risk, place)[0],
+                                   objective.loss(net, replicated, risk, place)[0])
 
 
 @every_objective
@@ -261,7 +276,8 @@ def test_begin_makes_a_fresh_state():
     assert KernelRidge().begin(setup).learnable == ()
 
 
-@pytest.mark.parametrize('objective', [KernelRidge('rbf', .01, 'cross-entropy', .2, .5), KernelRidge(), Unrolled(7, .2, False), Unrolled()], ids=repr)
+@pytest.mark.parametrize('objective', [KernelRidge('rbf', .01, 'cross-entropy', .2, .5), KernelRidge(),
+                                       Unrolled(7, .2, False), Unrolled()], ids=repr)
 def test_the_name_says_all(objective):
     same = eval(repr(objective))
     assert vars(same) == vars(objective) and repr(same) == repr(objective)
@@ -282,7 +298,8 @@ def test_bad_input(make, message):
 
 
 def test_a_subclass_that_says_nothing():
-    with pytest.raises(NotImplementedError, match='Nothing does not say what its losses are'): type('Nothing', (Bilevel,), {})().loss(None, problem())
+    with pytest.raises(NotImplementedError, match='Nothing does not say what its losses are'):
+        type('Nothing', (Bilevel,), {})().loss(None, problem())
 
 
 # In the loop
@@ -290,15 +307,19 @@ def test_a_subclass_that_says_nothing():
 @pytest.mark.parametrize('labels', ['hard', 'learned'])
 @pytest.mark.parametrize('objective', [KernelRidge(), KernelRidge('rbf'), Unrolled(2, .1)], ids=repr)
 def test_the_loop_optimises_images_labels_and_step_size(objective, labels):
-    data = GroupedDataset(draw(24, 1, 8, 8).float(), torch.arange(24) % 2, group=torch.arange(24) // 12, groups=['a', 'b'])
+    data = GroupedDataset(draw(24, 1, 8, 8).float(), torch.arange(24) % 2, group=torch.arange(24) // 12,
+                          groups=['a', 'b'])
     network = 'mlp(width=8)' if objective.uses_network else 'convnet'
-    method = Method(objective, 'groups', '0.5*mean + 0.5*cvar(0.5)', 'distance', steps=4, batch='random(8)', lr=.1, optimizer='adam', network=network, labels=labels)
+    method = Method(objective, 'groups', '0.5*mean + 0.5*cvar(0.5)', 'distance', steps=4, batch='random(8)', lr=.1,
+                    optimizer='adam', network=network, labels=labels)
     run = Distiller(data, method, 2, 0, 'cpu')
-    images, soft, learned = run.images.detach().clone(), None if labels == 'hard' else run.soft().detach().clone(), [t.detach().clone() for t in run.objective.learnable]
+    images, learned = run.images.detach().clone(), [t.detach().clone() for t in run.objective.learnable]
+    soft = None if labels == 'hard' else run.soft().detach().clone()
     assert all(np.isfinite(float(run.step())) for _ in range(4))
     assert not torch.equal(run.images, images)
     if soft is not None: assert not torch.equal(run.soft(), soft)
-    assert all(not torch.equal(a, b) for a, b in zip(run.objective.learnable, learned)) and len(learned) == isinstance(objective, Unrolled)
+    assert all(not torch.equal(a, b) for a, b in zip(run.objective.learnable, learned))
+    assert len(learned) == isinstance(objective, Unrolled)
 
 
 # Memory
@@ -314,7 +335,8 @@ from rdd_nb.matching import Batch
 from rdd_nb.models import make_model
 steps, checkpoint = int(sys.argv[1]), sys.argv[2] == 'True'
 net = make_model('convnet', (1, 16, 16), 3, width=32)
-batch = Batch(torch.randn(24, 1, 16, 16), torch.arange(3).repeat_interleave(8), torch.randn(60, 1, 16, 16).requires_grad_(True), torch.arange(3).repeat_interleave(20), 3)
+x, s = torch.randn(24, 1, 16, 16), torch.randn(60, 1, 16, 16).requires_grad_(True)
+batch = Batch(x, torch.arange(3).repeat_interleave(8), s, torch.arange(3).repeat_interleave(20), 3)
 Unrolled(1, .01).loss(net, batch)[0].backward()      # libraries loaded, buffers made
 with Cost() as cost: Unrolled(steps, .01, checkpoint).loss(net, batch)[0].backward()
 print(cost.peak_mb)
@@ -324,6 +346,9 @@ print(cost.peak_mb)
 @pytest.mark.skipif(sys.platform != 'linux', reason='peak memory is read from /proc')
 def test_memory_does_not_grow_with_the_activations_of_the_steps():
     "Each in a process of its own, since a process keeps what it once had."
-    peak = {(steps, checkpoint): float(subprocess.run([sys.executable, '-c', PEAK, str(steps), str(checkpoint)], capture_output=True, text=True, check=True).stdout)
+    def measure(*settings):
+        command = [sys.executable, '-c', PEAK, *map(str, settings)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    peak = {(steps, checkpoint): measure(steps, checkpoint)
             for steps, checkpoint in ((10, True), (10, False))}
     assert peak[10, True] < .5 * peak[10, False], peak

@@ -1,4 +1,4 @@
-"The distillation loop: killed and resumed, full disks, seeds, groups that nobody looks at, and input that does not fit."
+"The distillation loop: killed and resumed, full disks, seeds, groups that no method sees, and input that does not fit."
 import dataclasses
 import errno
 import json
@@ -48,7 +48,9 @@ def toy(n=45, classes=3, groups=True, seed=0, shape=(1, 8, 8)):
 def small(name, **changes):
     "A named method at toy size, with changes; selections have nothing to shrink."
     m = METHODS[name]
-    if name == 'patches': return as_method(m, **dict(start='patches(10)', labels='teacher(10)', network=dict(width=4, batch=16)) | changes)
+    if name == 'patches':
+        return as_method(m, **dict(start='patches(10)', labels='teacher(10)', network=dict(width=4, batch=16))
+                         | changes)
     if not m.objective: return as_method(m, **changes)
     return as_method(as_method(m, steps=STEPS, **shrunk(m, 8)), **changes)
 
@@ -62,10 +64,13 @@ def shrunk(m, size, life=4):
 
 
 def run(method, data=None, out=None, seed=0, ipc=2, **kw):
-    return distill(toy() if data is None else data, small(method) if isinstance(method, str) else method, ipc, seed, 'cpu', out, progress=False, **kw)
+    return distill(toy() if data is None else data, small(method) if isinstance(method, str) else method, ipc, seed,
+                   'cpu', out, progress=False, **kw)
 
 
-def same(a, b): return all((getattr(a, k) is None and getattr(b, k) is None) or torch.equal(getattr(a, k), getattr(b, k)) for k in TENSORS)
+def same(a, b):
+    return all((getattr(a, k) is None and getattr(b, k) is None) or torch.equal(getattr(a, k), getattr(b, k))
+               for k in TENSORS)
 
 
 def one_line(e):
@@ -93,7 +98,8 @@ def test_stopped_before_any_step_and_resumed(name, tmp_path, monkeypatch):
         assert {p.name for p in (tmp_path/f'{k}').iterdir()} == FILES
 
 
-@pytest.mark.parametrize('what', [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))], ids=['ctrl-c', 'full'])
+@pytest.mark.parametrize('what', [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))],
+                         ids=['ctrl-c', 'full'])
 def test_stopped_at_any_write_and_resumed(what, tmp_path, monkeypatch):
     "The n-th rename fails, for every n: no half file under its name, no temporary file, and the rest can be resumed."
     whole, replace, n = run('rdd-target', out=tmp_path/'whole'), os.replace, 0
@@ -120,7 +126,9 @@ def assert_whole_files(out):
     for p in out.iterdir():
         if p.name.startswith('.'): continue
         if p.suffix == '.json': json.loads(p.read_text())
-        elif p.suffix == '.jsonl': assert [json.loads(line)['step'] for line in p.read_text().splitlines()] == list(range(1, len(p.read_text().splitlines()) + 1))
+        elif p.suffix == '.jsonl':
+            steps = [json.loads(line)['step'] for line in p.read_text().splitlines()]
+            assert steps == list(range(1, len(steps) + 1))
         elif p.suffix == '.pt': assert read_state(p)['step'] > 0
         elif p.suffix == '.safetensors': load(p)
         elif p.suffix == '.png':
@@ -130,7 +138,7 @@ def assert_whole_files(out):
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='needs resource limits')
 def test_a_disk_that_is_full(tmp_path):
-    "Files may grow to so many bytes only, as on a full disk: whatever cannot be written is one clear error, and nothing is half there."
+    "Files are limited in size, as on a full disk: what cannot be written is one clear error, no file is half there."
     import resource
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     whole, failed = run('rdd-distance', out=tmp_path/'whole'), set()
@@ -144,7 +152,8 @@ def test_a_disk_that_is_full(tmp_path):
             failed.add(limit)
             error = e
         finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        if limit in failed: assert isinstance(error, OSError), f'{type(error).__name__} with files limited to {limit} bytes: {error}'
+        if limit in failed:
+            assert isinstance(error, OSError), f'{type(error).__name__} with files limited to {limit} bytes: {error}'
         if out.exists():
             assert not [p for p in out.iterdir() if p.suffix == '.tmp']
             assert_whole_files(out)
@@ -163,7 +172,9 @@ out = Path(sys.argv[2])
 torch.manual_seed(int(sys.argv[3])); random.seed(int(sys.argv[3]))
 found = {'hashes': {name: t.run(name).hash() for name in t.METHODS}, 'kills': {}, 'codes': []}
 
-def work(folder, name): t.distill(t.toy(), t.small(name, steps=40), 2, 0, 'cpu', folder, resume=True, progress=False, checkpoint_every=1)
+def work(folder, name):
+    how = dict(resume=True, progress=False, checkpoint_every=1)
+    t.distill(t.toy(), t.small(name, steps=40), 2, 0, 'cpu', folder, **how)
 
 def attempt(folder, name, sig, delay):
     "A forked child that works in `folder` until the signal arrives; its exit code, or minus the signal."
@@ -187,10 +198,11 @@ for name in ('rdd-network', 'rdd-target', 'rdd-distance'):
     whole, folder, kills = out/f'{name}-whole', out/name, 0
     start = time.perf_counter(); work(whole, name); duration = time.perf_counter() - start
     while True:
-        code = attempt(folder, name, random.choice([signal.SIGKILL, signal.SIGINT]), random.uniform(0, .35 * duration) if kills < 25 else 60)
+        delay = random.uniform(0, .35 * duration) if kills < 25 else 60
+        code = attempt(folder, name, random.choice([signal.SIGKILL, signal.SIGINT]), delay)
         if folder.exists(): t.assert_whole_files(folder)
         if code == 0 and kills >= 3: break
-        if code == 0: shutil.rmtree(folder); kills, duration = 0, duration / 2      # faster than it was at first: once more
+        if code == 0: shutil.rmtree(folder); kills, duration = 0, duration / 2      # faster than at first: once more
         else:
             assert code in (130, -signal.SIGKILL), code
             kills += 1
@@ -207,15 +219,17 @@ print(json.dumps(found))
 def other_process(tmp_path_factory):
     "A second Python that distils with all methods, and gets its own children killed at random moments."
     if not hasattr(os, 'fork'): pytest.skip('needs os.fork')
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONHASHSEED': '7', 'MPLBACKEND': 'Agg', 'PYTHONPATH': str(Path(rdd_nb.core.__file__).parents[1])}
-    p = subprocess.run([sys.executable, '-c', DRIVER, str(Path(__file__).parent), str(tmp_path_factory.mktemp('kill')), '5'], capture_output=True, text=True, env=env, timeout=500)
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONHASHSEED': '7', 'MPLBACKEND': 'Agg',
+                        'PYTHONPATH': str(Path(rdd_nb.core.__file__).parents[1])}
+    command = [sys.executable, '-c', DRIVER, str(Path(__file__).parent), str(tmp_path_factory.mktemp('kill')), '5']
+    p = subprocess.run(command, capture_output=True, text=True, env=env, timeout=500)
     assert p.returncode == 0, p.stderr[-3000:]
     return json.loads(p.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed(other_process):
-    "SIGKILL and SIGINT, several times each run: bit for bit the result and the metrics of a run that was left alone (compared in the other process)."
+    "SIGKILL and SIGINT, several times each run: the files of a run without, bit for bit (compared in that process)."
     assert min(other_process['kills'].values()) >= 3, other_process['kills']
 
 
@@ -256,13 +270,17 @@ def test_the_data_are_left_alone():
 
 def test_numpy_integers_are_integers(tmp_path):
     "Seeds and sizes often come out of `np.arange`."
-    assert same(run('rdd-distance', seed=np.int64(1), ipc=np.int64(2), out=tmp_path/'a'), run('rdd-distance', seed=1, ipc=2))
+    assert same(run('rdd-distance', seed=np.int64(1), ipc=np.int64(2), out=tmp_path/'a'),
+                run('rdd-distance', seed=1, ipc=2))
     assert json.loads((tmp_path/'a'/'config.json').read_text())['seed'] == 1
 
 
 # Groups are for evaluation
 
-@pytest.mark.parametrize('method', [*((n, m) for n, m in METHODS.items() if n not in TOLD), *((f'{n} {c}', as_method(n, clustering=c)) for n in ('rdd-network', 'rdd-target', 'rdd-distance') for c in ('nearest', 'nearest(moving=False)'))],
+@pytest.mark.parametrize('method', [*((n, m) for n, m in METHODS.items() if n not in TOLD),
+                                    *((f'{n} {c}', as_method(n, clustering=c))
+                                      for n in ('rdd-network', 'rdd-target', 'rdd-distance')
+                                      for c in ('nearest', 'nearest(moving=False)'))],
                          ids=lambda m: m[0])
 @settings(max_examples=3)
 @given(seed=st.integers(0, 1000), n_groups=st.integers(1, 5))
@@ -271,14 +289,17 @@ def test_group_ids_never_influence(method, seed, n_groups):
     m = as_method(m, steps=2, **shrunk(m, 8)) if m.objective else m
     plain = toy(groups=False)
     ids = torch.randint(n_groups, (len(plain),), generator=torch.Generator().manual_seed(seed))
-    grouped = GroupedDataset(plain.x, plain.y, ids, groups=[str(i) for i in range(n_groups)], mean=plain.mean, std=plain.std)
+    grouped = GroupedDataset(plain.x, plain.y, ids, groups=[str(i) for i in range(n_groups)], mean=plain.mean,
+                             std=plain.std)
     assert same(run(m, grouped), run(m, plain)) and same(run(m, grouped.without_groups()), run(m, plain))
 
 
 @pytest.mark.parametrize('name', ['rdd-network', 'rdd-target', 'rdd-distance', *TOLD])
 def test_group_ids_influence_where_they_are_asked_for(name):
-    data, m = toy(), small(name, **({} if name in TOLD else dict(clustering='groups'))) if METHODS[name].objective else METHODS[name]
-    other = GroupedDataset(data.x, data.y, (torch.arange(len(data)) // 3) % 2, groups=data.groups, mean=data.mean, std=data.std)
+    data, changes = toy(), {} if name in TOLD else dict(clustering='groups')
+    m = small(name, **changes) if METHODS[name].objective else METHODS[name]
+    other = GroupedDataset(data.x, data.y, (torch.arange(len(data)) // 3) % 2, groups=data.groups, mean=data.mean,
+                           std=data.std)
     assert not torch.equal(run(m, data).x, run(m, other).x)
     with pytest.raises(ValueError, match='group ids') as e: run(m, toy(groups=False))
     assert one_line(e)
@@ -291,19 +312,23 @@ def test_the_result_says_what_it_is(name, tmp_path):
     data = toy()
     s = run(name, data, out=tmp_path/'run', source=dict(name='toy', share=.2))
     each = METHODS[name].prior.per_sample
-    assert s.x.shape == (6 * each, 1, 8, 8) and s.y.tolist() == [c for c in range(3) for _ in range(2 * each)] and s.classes == data.classes
+    assert s.x.shape == (6 * each, 1, 8, 8) and s.y.tolist() == [c for c in range(3) for _ in range(2 * each)]
+    assert s.classes == data.classes
     assert torch.equal(s.mean, data.mean) and torch.equal(s.std, data.std)
     assert same(s, load(tmp_path/'run'/'synthetic.safetensors'))
     p = s.provenance
-    assert p['data_hash'] == data.hash() and p['seed'] == 0 and p['ipc'] == 2 and p['source'] == dict(name='toy', share=.2) and p['versions']['torch'] == torch.__version__
+    assert p['data_hash'] == data.hash() and p['seed'] == 0 and p['ipc'] == 2
+    assert p['source'] == dict(name='toy', share=.2) and p['versions']['torch'] == torch.__version__
     assert p['seconds'] >= 0 and p['peak_mb'] >= 0 and p['steps'] == small(name).steps
     config = json.loads((tmp_path/'run'/'config.json').read_text())
     assert config['method'] == small(name).describe() == p['settings']
     rows = [json.loads(line) for line in (tmp_path/'run'/'metrics.jsonl').read_text().splitlines()]
-    assert [r['step'] for r in rows] == list(range(1, small(name).steps + 1)) and all(math.isfinite(r['loss']) for r in rows)
+    assert [r['step'] for r in rows] == list(range(1, small(name).steps + 1))
+    assert all(math.isfinite(r['loss']) for r in rows)
     if name == 'patches': return                       # its images are packed of parts
     real = {tuple(v.flatten().tolist()): c for v, c in zip(data.x, data.y.tolist())}
-    assert [real[tuple(v.flatten().tolist())] for v in s.initial] == s.y.tolist()      # real samples of the right class, all different
+    # real samples of the right class, all different
+    assert [real[tuple(v.flatten().tolist())] for v in s.initial] == s.y.tolist()
     assert len({tuple(v.flatten().tolist()) for v in s.initial}) == len(s)
     assert torch.equal(s.x, s.initial) == (METHODS[name].objective is None)
 
@@ -312,7 +337,8 @@ def test_the_result_says_what_it_is(name, tmp_path):
 def test_mass_is_the_share_of_the_class(name):
     data, run_ = toy(), Distiller(toy(), small(name), 2, 0, 'cpu')
     if METHODS[name].objective: run_.step()
-    with torch.no_grad(): run_.images.mul_(.5).add_(run_.images.flip(0), alpha=.3)            # far from where they started
+    # far from where they started
+    with torch.no_grad(): run_.images.mul_(.5).add_(run_.images.flip(0), alpha=.3)
     s = run_.result(None, data.mean, data.std)
     x, y = data.x.flatten(1).double().numpy(), data.y.numpy()
     centres = s.x.flatten(1).double().numpy()
@@ -362,34 +388,40 @@ def test_clusters_never_cross_classes(clustering):
     assert len(run_.assigned.owner) == 3 * (2 if clustering == 'groups' else 3)
 
 
-def test_voronoi_cells_follow_the_images():
+def test_nearest_clusters_follow_the_images():
     "Only those of `nearest`; the others are made once."
     data, index = toy(), torch.arange(45)
     for clustering in ('nearest', 'nearest(moving=False)', 'kmeans(2)', 'groups'):
         run_ = Distiller(data, small('rdd-distance', clustering=clustering), 2, 0, 'cpu')
         before = run_.clusters(index)
-        with torch.no_grad(): run_.stored.parameters[0].copy_(run_.images.flip(0).view(3, 2, -1).flip(0).reshape(run_.images.shape))      # the two images of a class change places
+        # the two images of a class change places
+        with torch.no_grad():
+            run_.stored.parameters[0].copy_(run_.images.flip(0).view(3, 2, -1).flip(0).reshape(run_.images.shape))
         after, x = run_.clusters(index), data.x.flatten(1).double()
         if clustering != 'nearest': assert torch.equal(before, after)
         else:
-            distance = torch.cdist(x, run_.images.detach().flatten(1).double()).masked_fill(data.y[:, None] != run_.sy, torch.inf)
+            distance = torch.cdist(x, run_.images.detach().flatten(1).double())
+            distance = distance.masked_fill(data.y[:, None] != run_.sy, torch.inf)
             assert torch.equal(after, distance.argmin(1)) and not torch.equal(before, after)
 
 
-def test_kmeans_may_have_its_own_number_of_cells():
+def test_kmeans_may_have_its_own_number_of_clusters():
     data = toy()
     for place, name in (('target', 'rdd-target'), ('distance', 'rdd-distance'), ('network', 'rdd-network')):
         run_ = Distiller(data, small(name, clustering='kmeans(5)'), 2, 0, 'cpu')
         run_.step()
-        assert len(run_.assigned.owner) == 15 and torch.equal(run_.assigned.owner[run_.clusters(torch.arange(len(data)))], data.y)
-        np.testing.assert_allclose(run_.result(None, data.mean, data.std).weight.view(3, 2).sum(1).numpy(), 1, atol=1e-5)
+        assert len(run_.assigned.owner) == 15
+        assert torch.equal(run_.assigned.owner[run_.clusters(torch.arange(len(data)))], data.y)
+        np.testing.assert_allclose(run_.result(None, data.mean, data.std).weight.view(3, 2).sum(1).numpy(), 1,
+                                   atol=1e-5)
 
 
 @pytest.mark.parametrize('name', MODELS)
 def test_every_network_can_be_matched(name):
     for matcher in (DistributionMatching(), GradientMatching()):
         if isinstance(matcher, GradientMatching) and name not in ('convnet', 'mlp'): continue      # takes seconds
-        method = Method(matcher, None, .5 * Mean() + .5 * CVaR(.5), 'distance', steps=1, lr=.1, batch='random(3)', network=name)
+        method = Method(matcher, None, .5 * Mean() + .5 * CVaR(.5), 'distance', steps=1, lr=.1, batch='random(3)',
+                        network=name)
         assert torch.isfinite(run(method, toy(18), ipc=1).x).all()
 
 
@@ -430,10 +462,12 @@ def test_values_that_are_no_numbers(name, value, tmp_path):
 
 def test_data_of_the_wrong_kind(tmp_path):
     x, y = torch.rand(30, 1, 8, 8), torch.arange(30) % 3
-    for data in ((x, y), x, None, 'digits', np.zeros((3, 8, 8))): refused(tmp_path, lambda out: distill(data, out=out), 'data', 'GroupedDataset')
+    for data in ((x, y), x, None, 'digits', np.zeros((3, 8, 8))):
+        refused(tmp_path, lambda out: distill(data, out=out), 'data', 'GroupedDataset')
     refused(tmp_path, lambda out: run('rdd-distance', from_arrays(torch.rand(30, 5), y), out=out), '(5,)')
     refused(tmp_path, lambda out: run('rdd-distance', from_arrays(torch.rand(30, 1, 2, 2), y), out=out), '2x2')
-    for labels, word in ((y + 1, '0..C-1'), (y * 2, '0..C-1'), (y - 1, '0..'), (y[:-1], '30'), (y.float() + .5, 'integers'), (y[:, None], 'shape')):
+    for labels, word in ((y + 1, '0..C-1'), (y * 2, '0..C-1'), (y - 1, '0..'), (y[:-1], '30'),
+                         (y.float() + .5, 'integers'), (y[:, None], 'shape')):
         with pytest.raises(ValueError, match=word) as e: from_arrays(x, labels)
         assert one_line(e)
     for images in (x * 255, x - .5, x[:, :, :, :, None], x[0, 0, 0]):
@@ -442,14 +476,26 @@ def test_data_of_the_wrong_kind(tmp_path):
 
 
 @pytest.mark.parametrize('changes, word', [
-    (dict(risk='cvar(tail=0.2)', risk_at=None), 'place'), (dict(risk=None, risk_at='distance'), 'place'), (dict(risk_at='pixels'), 'network, target, distance'), (dict(risk='cvr(.2)'), 'cvar'), (dict(risk='cvar(2)'), 'tail'),
-    (dict(risk=3), 'risk'), (dict(risk=[]), 'risk'), (dict(clustering='voronoi'), 'nearest'), (dict(start='noise'), 'kmeans'), (dict(objective='gradientt'), 'objective'), (dict(objective=7), 'objective'),
-    (dict(steps=-1), 'steps'), (dict(steps='abc'), 'steps'), (dict(steps=2.5), 'steps'), (dict(steps=None), 'steps'), (dict(steps=[1]), 'steps'), (dict(lr=0), 'lr'), (dict(lr=-1.), 'lr'), (dict(lr='x'), 'lr'),
-    (dict(lr=float('nan')), 'lr'), (dict(lr=float('inf')), 'lr'), (dict(optimizer='sgd(momentum=-1)'), 'momentum'), (dict(optimizer='adam(1.5)'), 'momentum'), (dict(batch=0), 'batch'), (dict(batch='x'), 'batch'), (dict(batch='random(2.5)'), 'size'),
-    (dict(network=dict(life=0)), 'life'), (dict(network='convnet(life=1.5)'), 'life'), (dict(network=dict(steps=-1)), 'steps'), (dict(network=dict(lr=-1)), 'lr'), (dict(network=dict(lr='a')), 'lr'),
-    (dict(network=dict(batch=0)), 'batch'), (dict(network=dict(width=0)), 'width'), (dict(network=dict(width=True)), 'width'), (dict(network=dict(width=10**6)), 'width'), (dict(network='convnett'), 'convnet'), (dict(network=3), 'network'),
-    (dict(augment='flipp'), 'flipp'), (dict(augment=3), 'augment'), (dict(clustering='kmeans(-3)'), 'k=-3'), (dict(clustering='kmeans(16)'), 'k=16'), (dict(clustering='given(nowhere.npy)'), 'clustering'),
-    (dict(risk_at='network'), 'network.steps'), (dict(risk_at='network', network=dict(steps=2)), 'network.life'), (dict(risk=TwoLevel(Mean(), Mean()), risk_at='distance'), 'distance'), (dict(objective=None, risk=None, steps=3), 'objective'), (dict(stepz=3), 'stepz'), (dict(ipc_=3), 'ipc_'),
+    (dict(risk='cvar(tail=0.2)', risk_at=None), 'place'), (dict(risk=None, risk_at='distance'), 'place'),
+    (dict(risk_at='pixels'), 'network, target, distance'), (dict(risk='cvr(.2)'), 'cvar'),
+    (dict(risk='cvar(2)'), 'tail'),
+    (dict(risk=3), 'risk'), (dict(risk=[]), 'risk'), (dict(clustering='voronoi'), 'nearest'),
+    (dict(start='noise'), 'kmeans'), (dict(objective='gradientt'), 'objective'), (dict(objective=7), 'objective'),
+    (dict(steps=-1), 'steps'), (dict(steps='abc'), 'steps'), (dict(steps=2.5), 'steps'), (dict(steps=None), 'steps'),
+    (dict(steps=[1]), 'steps'), (dict(lr=0), 'lr'), (dict(lr=-1.), 'lr'), (dict(lr='x'), 'lr'),
+    (dict(lr=float('nan')), 'lr'), (dict(lr=float('inf')), 'lr'), (dict(optimizer='sgd(momentum=-1)'), 'momentum'),
+    (dict(optimizer='adam(1.5)'), 'momentum'), (dict(batch=0), 'batch'), (dict(batch='x'), 'batch'),
+    (dict(batch='random(2.5)'), 'size'),
+    (dict(network=dict(life=0)), 'life'), (dict(network='convnet(life=1.5)'), 'life'),
+    (dict(network=dict(steps=-1)), 'steps'), (dict(network=dict(lr=-1)), 'lr'), (dict(network=dict(lr='a')), 'lr'),
+    (dict(network=dict(batch=0)), 'batch'), (dict(network=dict(width=0)), 'width'),
+    (dict(network=dict(width=True)), 'width'), (dict(network=dict(width=10**6)), 'width'),
+    (dict(network='convnett'), 'convnet'), (dict(network=3), 'network'),
+    (dict(augment='flipp'), 'flipp'), (dict(augment=3), 'augment'), (dict(clustering='kmeans(-3)'), 'k=-3'),
+    (dict(clustering='kmeans(16)'), 'k=16'), (dict(clustering='given(nowhere.npy)'), 'clustering'),
+    (dict(risk_at='network'), 'network.steps'), (dict(risk_at='network', network=dict(steps=2)), 'network.life'),
+    (dict(risk=TwoLevel(Mean(), Mean()), risk_at='distance'), 'distance'),
+    (dict(objective=None, risk=None, steps=3), 'objective'), (dict(stepz=3), 'stepz'), (dict(ipc_=3), 'ipc_'),
 ], ids=str)
 def test_settings_that_cannot_be_meant(changes, word, tmp_path):
     refused(tmp_path, lambda out: run('rdd-distance', out=out, **changes), word)
@@ -464,18 +510,21 @@ def test_unknown_methods(name, tmp_path):
 @pytest.mark.parametrize('risk', [GroupDRO(6), Regret(GroupDRO(6), [0] * 6), .5 * Mean() + .5 * GroupDRO(6)], ids=repr)
 @pytest.mark.parametrize('place', ['network', 'target'])
 def test_risks_with_a_memory(risk, place, tmp_path):
-    "A risk whose weights depend on earlier batches either learns, and its state is part of a checkpoint, or it is refused."
-    refused(tmp_path, lambda out: run(small('gradient', risk=risk, risk_at=place, network=dict(steps=2)), out=out), 'risk')
+    "A risk whose weights depend on earlier batches learns, with its state in the checkpoint, or it is refused."
+    refused(tmp_path, lambda out: run(small('gradient', risk=risk, risk_at=place, network=dict(steps=2)), out=out),
+            'risk')
 
 
 @every_method
-def test_no_such_device(name, tmp_path): refused(tmp_path, lambda out: distill(toy(), name, 2, device='tpu', out=out), 'device', 'tpu')
+def test_no_such_device(name, tmp_path):
+    refused(tmp_path, lambda out: distill(toy(), name, 2, device='tpu', out=out), 'device', 'tpu')
 
 
 def test_a_step_size_that_is_too_large(tmp_path):
     "A run that explodes says so and leaves no result."
     for name in ('rdd-distance', 'rdd-target', 'distribution'):
-        with pytest.raises(ValueError, match='lr') as e: run(small(name, lr=1e38, steps=4), out=tmp_path/name, checkpoint_every=1)
+        with pytest.raises(ValueError, match='lr') as e:
+            run(small(name, lr=1e38, steps=4), out=tmp_path/name, checkpoint_every=1)
         assert one_line(e) and not (tmp_path/name).exists()
 
 
@@ -491,7 +540,9 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('other, word', [
-    (dict(seed=1), 'seed'), (dict(ipc=3), 'ipc'), (dict(steps=STEPS + 1), 'steps'), (dict(lr=2.), 'lr'), (dict(risk='cvar(tail=0.5)'), 'risk'), (dict(clustering='nearest'), 'clustering'), (dict(data=toy(seed=1)), 'data_hash'),
+    (dict(seed=1), 'seed'), (dict(ipc=3), 'ipc'), (dict(steps=STEPS + 1), 'steps'), (dict(lr=2.), 'lr'),
+    (dict(risk='cvar(tail=0.5)'), 'risk'), (dict(clustering='nearest'), 'clustering'),
+    (dict(data=toy(seed=1)), 'data_hash'),
     (dict(data=toy(groups=False)), 'data_hash'),
 ], ids=lambda o: str(o) if isinstance(o, dict) and 'data' not in o else None)
 def test_a_folder_with_another_run(other, word, tmp_path):
@@ -537,14 +588,16 @@ def test_a_folder_that_is_a_file(resume, tmp_path):
     assert (tmp_path/'file').read_text() == 'x'
 
 
-@pytest.mark.parametrize('left', [[], ['.config.json.99.tmp']], ids=['empty', 'killed while the first file was written'])
+@pytest.mark.parametrize('left', [[], ['.config.json.99.tmp']],
+                         ids=['empty', 'killed while the first file was written'])
 @pytest.mark.parametrize('resume', [True, False])
 def test_a_folder_without_a_run(left, resume, tmp_path):
     for name in left: (tmp_path/name).write_text('{"da')
     assert same(run('rdd-distance', out=tmp_path, resume=resume), run('rdd-distance'))
 
 
-@pytest.mark.skipif(os.name == 'nt' or (hasattr(os, 'geteuid') and os.geteuid() == 0), reason='root may write everywhere')
+@pytest.mark.skipif(os.name == 'nt' or (hasattr(os, 'geteuid') and os.geteuid() == 0),
+                    reason='root may write everywhere')
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path/'locked').mkdir(mode=0o500)
     with pytest.raises(PermissionError): run('rdd-distance', out=tmp_path/'locked'/'run')
@@ -571,16 +624,22 @@ class Payload:
     def __reduce__(self): return open, (str(self.path), 'w')
 
 
-@pytest.mark.filterwarnings('ignore:Detected pickle', 'ignore:Using a non-tuple')      # torch's remarks on the foreign files
+# torch's remarks on the foreign files
+@pytest.mark.filterwarnings('ignore:Detected pickle', 'ignore:Using a non-tuple')
 def test_a_checkpoint_that_is_none(tmp_path):
     path = stopped(tmp_path/'run')
     state, raw = read_state(path), path.read_bytes()
     images = state['stored'][0]
-    foreign = [[1, 2], None, 5, 'text', torch.zeros(3), {}, dict(step=1), state | dict(history=[1.]), state | dict(stored=[images[:1]]), state | dict(stored=[]), state | dict(stored=None),
-               state | dict(optimizer={}), state | dict(network={}), {k: v for k, v in state.items() if k != 'seconds'}, state | dict(weight=state['weight'][:2]), state | dict(step='a')]
+    foreign = [[1, 2], None, 5, 'text', torch.zeros(3), {}, dict(step=1), state | dict(history=[1.]),
+               state | dict(stored=[images[:1]]), state | dict(stored=[]), state | dict(stored=None),
+               state | dict(optimizer={}), state | dict(network={}),
+               {k: v for k, v in state.items() if k != 'seconds'}, state | dict(weight=state['weight'][:2]),
+               state | dict(step='a')]
     contents = [lambda p, o=o: write_state(p, o) for o in foreign] + [lambda p: torch.save(state, p)]
-    contents += [lambda p, n=n: p.write_bytes(raw[:n]) for n in (0, 1, 100, len(raw) // 2, len(raw) - 100, len(raw) - 1)]
-    contents += [lambda p: p.write_bytes(b'not a checkpoint'), lambda p: p.write_bytes(os.urandom(5000)), lambda p: p.write_bytes(pickle.dumps(Payload(tmp_path/'pwned'))),
+    cuts = (0, 1, 100, len(raw) // 2, len(raw) - 100, len(raw) - 1)
+    contents += [lambda p, n=n: p.write_bytes(raw[:n]) for n in cuts]
+    contents += [lambda p: p.write_bytes(b'not a checkpoint'), lambda p: p.write_bytes(os.urandom(5000)),
+                 lambda p: p.write_bytes(pickle.dumps(Payload(tmp_path/'pwned'))),
                  lambda p: torch.save(dict(state=Payload(tmp_path/'pwned')), p), lambda p: (p.unlink(), p.mkdir())]
     for write in contents:
         write(path)
@@ -588,7 +647,8 @@ def test_a_checkpoint_that_is_none(tmp_path):
         assert one_line(e) and 'checkpoint.pt' in str(e.value)
     assert not (tmp_path/'pwned').exists() and not (tmp_path/'run'/'synthetic.safetensors').exists()
     shutil.rmtree(path)
-    assert same(run('rdd-distance', out=tmp_path/'run', resume=True), run('rdd-distance'))      # without it, the run starts again
+    # without it, the run starts again
+    assert same(run('rdd-distance', out=tmp_path/'run', resume=True), run('rdd-distance'))
 
 
 @pytest.mark.parametrize('other', [dict(seed=1), dict(lr=2.), dict(steps=STEPS + 2)], ids=str)
@@ -610,7 +670,8 @@ def test_state_survives_a_round_trip():
     assert torch.equal(state['stored'][0], kept)
     b = Distiller(toy(), small('rdd-network'), 2, 0, 'cpu')
     b.load_state_dict(state)
-    assert [b.step() for _ in range(3)] == losses and torch.equal(a.images, b.images) and a.history == b.history and torch.equal(a.weight, b.weight)
+    assert [b.step() for _ in range(3)] == losses and torch.equal(a.images, b.images) and a.history == b.history
+    assert torch.equal(a.weight, b.weight)
 
 
 # Methods as values
@@ -628,16 +689,26 @@ def test_methods_are_cards():
 def test_zero_steps_is_the_start():
     for name in METHODS.keys() - {'rdd-network'}:           # whose network is never trained then
         s = run(small(name, **dict(steps=0) if METHODS[name].objective else {}))
-        assert torch.equal(s.x, s.initial) == (METHODS[name].prior.per_sample == 1) and (s.weight is None or not s.weight.any())      # packed images have lost detail
+        # packed images have lost detail
+        assert torch.equal(s.x, s.initial) == (METHODS[name].prior.per_sample == 1)
+        assert s.weight is None or not s.weight.any()
 
 
 # Labels, optimisers, spaces for the clusters
 
-@pytest.mark.parametrize('name, changes', [('gradient', dict(labels='learned')), ('rdd-target', dict(labels='learned')), ('rdd-distance', dict(labels='teacher(20)')),
-                                           ('gradient', dict(optimizer='adam', lr=.01)), ('rdd-target', dict(clustering='kmeans(3, errors, steps=5)')), ('rdd-distance', dict(clustering='kmeans(3, features, steps=5)')),
-                                           ('rdd-network', dict(clustering='kmeans(3, errors, steps=5)')), ('rdd-target', dict(batch='representative(5)')), ('gradient', dict(network=dict(mix=.9))),
+@pytest.mark.parametrize('name, changes', [('gradient', dict(labels='learned')),
+                                           ('rdd-target', dict(labels='learned')),
+                                           ('rdd-distance', dict(labels='teacher(20)')),
+                                           ('gradient', dict(optimizer='adam', lr=.01)),
+                                           ('rdd-target', dict(clustering='kmeans(3, errors, steps=5)')),
+                                           ('rdd-distance', dict(clustering='kmeans(3, features, steps=5)')),
+                                           ('rdd-network', dict(clustering='kmeans(3, errors, steps=5)')),
+                                           ('rdd-target', dict(batch='representative(5)')),
+                                           ('gradient', dict(network=dict(mix=.9))),
                                            ('rdd-distance', dict(clustering='sklearn(DBSCAN, eps=2.0)')),
-                                           ('distribution', dict(base='density')), ('rdd-distance', dict(start='herding')), ('rdd-target', dict(start='kcenter'))], ids=str)
+                                           ('distribution', dict(base='density')),
+                                           ('rdd-distance', dict(start='herding')),
+                                           ('rdd-target', dict(start='kcenter'))], ids=str)
 def test_variants_resume_exactly(name, changes, tmp_path):
     method = small(name, **changes)
     whole, step = run(method), Distiller.step
@@ -657,7 +728,8 @@ def test_learned_labels_are_probabilities_that_move_and_hard_labels_stay():
     assert plain.soft is None
     start = (5 * torch.nn.functional.one_hot(soft.y, 3).float()).softmax(1)
     assert torch.allclose(soft.soft.sum(1), torch.ones(len(soft)), atol=1e-5) and (soft.soft - start).abs().max() > 1e-4
-    assert soft.provenance['bytes'] == 4 * soft.x.numel() + 4 * soft.soft.numel() and plain.provenance['bytes'] == 4 * plain.x.numel() + len(plain)
+    assert soft.provenance['bytes'] == 4 * soft.x.numel() + 4 * soft.soft.numel()
+    assert plain.provenance['bytes'] == 4 * plain.x.numel() + len(plain)
 
 
 def test_a_teacher_knows_the_classes_and_leaves_the_images_alone():
@@ -668,13 +740,17 @@ def test_a_teacher_knows_the_classes_and_leaves_the_images_alone():
 
 def test_labels_without_a_use_are_refused(tmp_path):
     for method in ('distribution', 'kmeans'):
-        with pytest.raises(ValueError, match='labels') as e: run(method, out=tmp_path/'out', labels='learned') if method == 'kmeans' else run(small(method, labels='learned'))
+        with pytest.raises(ValueError, match='labels') as e:
+            if method == 'kmeans': run(method, out=tmp_path/'out', labels='learned')
+            else: run(small(method, labels='learned'))
         assert one_line(e)
     with pytest.raises(ValueError, match='known: .*hard.*learned.*teacher'): as_method('gradient', labels='smooth')
 
 
 def test_clusters_of_errors_are_those_of_an_early_network():
     data = toy(90)
-    ids = {k: Distiller(data, small('rdd-target', clustering=f'kmeans(3, {k}{"" if k == "pixels" else ", steps=10"})'), 2, 0, 'cpu').assigned.ids for k in ('pixels', 'features', 'errors')}
+    ids = {k: Distiller(data,
+                        small('rdd-target', clustering=f'kmeans(3, {k}{"" if k == "pixels" else ", steps=10"})'), 2,
+                        0, 'cpu').assigned.ids for k in ('pixels', 'features', 'errors')}
     assert all(v.shape == (90,) and torch.equal(v // 3, data.y) for v in ids.values())
     assert not torch.equal(ids['pixels'], ids['errors']) and not torch.equal(ids['features'], ids['errors'])

@@ -1,4 +1,5 @@
-"Every setting of every method either acts or is refused, named methods are described, and random combinations end in a result or in one line."
+"""Every setting of every method either acts or is refused, named methods are described, and random combinations end
+in a result or in one line."""
 import dataclasses
 import functools
 import os
@@ -17,7 +18,8 @@ def toy(n=60, classes=3, side=8):
     "A few noisy images per class, every fifth of them inverted, with groups."
     g = torch.Generator().manual_seed(0)
     y, odd = torch.arange(n) % classes, torch.arange(n) % 5 == 0
-    raw = (torch.rand(classes, 1, side, side, generator=g)[y] * .7 + .3 * torch.rand(n, 1, side, side, generator=g)).clamp(0, 1)
+    means, noise = (torch.rand(k, 1, side, side, generator=g) for k in (classes, n))
+    raw = (means[y] * .7 + .3 * noise).clamp(0, 1)
     raw[odd] = 1 - raw[odd]
     return from_arrays(raw, y, odd.long(), groups=['many', 'few'], name='toy')
 
@@ -28,13 +30,16 @@ TOY = toy()
 def small(m):
     "The method at toy size: steps, networks and batches as small as they can act."
     still, small = set(idle(m)), {}
-    if name := next((n for n in ('start', 'labels') if getattr(getattr(m, n), 'steps', None)), None): small[name] = dict(steps=8)
+    if name := next((n for n in ('start', 'labels') if getattr(getattr(m, n), 'steps', None)), None):
+        small[name] = dict(steps=8)
     if name: small['labels'] = dict(steps=8)
-    plan = {k: v for k, v in dict(width=4, batch=16, life=min(m.network.life, 3)).items() if f'network.{k}' not in still}
+    plan = {k: v for k, v in dict(width=4, batch=16, life=min(m.network.life, 3)).items()
+            if f'network.{k}' not in still}
     if plan: small['network'] = plan
     if 'batch' not in still: small['batch'] = dict(size=6)
     if m.objective is not None: small['steps'] = 5
-    if repr(m.objective).startswith('Trajectory'): small['objective'] = 'trajectory(experts=1, epochs=3, student_steps=2, epoch_steps=2)'
+    if repr(m.objective).startswith('Trajectory'):
+        small['objective'] = 'trajectory(experts=1, epochs=3, student_steps=2, epoch_steps=2)'
     if repr(m.objective).startswith('BatchNorm'): small['objective'] = 'batchnorm(steps=5, width=4)'
     if repr(m.objective).startswith('Unrolled'): small['objective'] = 'unrolled(steps=2, lr=0.1)'
     return as_method(m, **small)
@@ -65,7 +70,9 @@ OTHER = dict(
     optimizer=lambda m: 'adam' if 'Sgd' in repr(m.optimizer) else 'sgd',
     batch=lambda m: dict(size=4),
     augment=lambda m: 'crop' if not m.augment else 'scale',
-) | {f'network.{k}': lambda m, k=k, v=v: {k: v} for k, v in dict(model='mlp', width=6, life=2, steps=3, lr=.3, batch=9, mix=.9).items()}
+)
+NETWORK = dict(model='mlp', width=6, life=2, steps=3, lr=.3, batch=9, mix=.9)
+OTHER |= {f'network.{k}': lambda m, k=k, v=v: {k: v} for k, v in NETWORK.items()}
 
 
 @pytest.mark.parametrize('setting', OTHER)
@@ -105,15 +112,18 @@ def test_what_is_idle_changes_nothing():
 # The list of settings that did nothing at all before they were refused
 
 @pytest.mark.parametrize('settings, why', [
-    (dict(method='gradient', risk='twolevel(mean, max)', risk_at='network', clustering='kmeans(2)', network='convnet(steps=2)'), 'network.life to 2 or more'),
-    (dict(method='gradient', risk='twolevel(mean, max)', risk_at='network', network='convnet(life=9)'), 'network.steps to 1 or more'),
+    (dict(method='gradient', risk='twolevel(mean, max)', risk_at='network', clustering='kmeans(2)',
+          network='convnet(steps=2)'), 'network.life to 2 or more'),
+    (dict(method='gradient', risk='twolevel(mean, max)', risk_at='network', network='convnet(life=9)'),
+     'network.steps to 1 or more'),
     (dict(method='kernel', objective='kernel(linear)', risk='mean', risk_at='network'), 'does not look at networks'),
     (dict(method='kernel', objective='kernel(rbf)', risk='mean', risk_at='network'), 'does not look at networks'),
     (dict(method='trajectory', base='density'), 'does not look at batches'),
     (dict(method='batch-norm', base='density'), 'does not look at batches'),
     (dict(method='trajectory', batch='representative(8)'), 'does not look at batches'),
     (dict(method='batch-norm', batch='random(8)'), 'does not look at batches'),
-    (dict(method='gradient', risk='cvar(0.2)', risk_at='target', clustering='kmeans(2)'), 'looks at samples, not at clusters'),
+    (dict(method='gradient', risk='cvar(0.2)', risk_at='target', clustering='kmeans(2)'),
+     'looks at samples, not at clusters'),
     (dict(method='distribution', clustering='kmeans(2)'), 'there is no risk'),
     (dict(method='distribution', network='convnet(steps=2)'), 'replaced before what it learns'),
     (dict(method='kmeans', augment='crop'), 'nothing is trained'),
@@ -132,32 +142,43 @@ def test_every_name_has_a_card():
         assert card.description.endswith('.') and len(card.description) > 20
         assert card.plain is None or card.plain in CARDS and card.plain != name
         m = METHODS.get(name)
-        if m is not None: assert (card.plain is not None) == (m.risk is not None or m.base != 'uniform'), f'{name} and its plain counterpart'
+        told = f'{name} and its plain counterpart'
+        if m is not None: assert (card.plain is not None) == (m.risk is not None or m.base != 'uniform'), told
         if name.startswith(('rdd', 'fairdd', 'cobra')): assert card.cite
 
 
 def test_a_name_of_your_own():
     try:
-        name_method('mine', as_method('distribution', risk='max', risk_at='distance'), 'The worst cluster alone.', 'distribution', 'this test')
-        assert distill(TOY, 'mine', 2, steps=2, device='cpu', progress=False, network=dict(width=4)).provenance['method'].startswith('mine')
+        name_method('mine', as_method('distribution', risk='max', risk_at='distance'), 'The worst cluster alone.',
+                    'distribution', 'this test')
+        s = distill(TOY, 'mine', 2, steps=2, device='cpu', progress=False, network=dict(width=4))
+        assert s.provenance['method'].startswith('mine')
     finally: del METHODS['mine'], CARDS['mine']
 
 
 # Random combinations
 
 TEXTS = dict(
-    objective=[None, 'gradient', 'gradient(l2)', 'gradient(l1)', 'distribution', 'moments', 'moments(diagonal=True)', 'characteristic(frequencies=8)', 'mmd', 'mmd(linear)',
-               'mmd(unbiased=True)', 'kernel', 'kernel(linear)', 'kernel(rbf)', "kernel(criterion='cross-entropy')", 'unrolled(2)', 'unrolled(2, checkpoint=False)',
-               'trajectory(1, 2, 1, 2, epoch_steps=2)', 'trajectory(1, 2, 1, 2, epoch_steps=2, grow=True)', 'batchnorm(steps=3, width=4)', 'gradient(l7)', 'nothing'],
-    clustering=[None, None, 'nearest', 'nearest(moving=False)', 'kmeans', 'kmeans(2)', 'kmeans(2, errors, steps=3)', 'kmeans(3, features, steps=3)', 'groups', 'sklearn(DBSCAN, eps=3.0)',
+    objective=[None, 'gradient', 'gradient(l2)', 'gradient(l1)', 'distribution', 'moments', 'moments(diagonal=True)',
+               'characteristic(frequencies=8)', 'mmd', 'mmd(linear)', 'mmd(unbiased=True)',
+               'kernel', 'kernel(linear)', 'kernel(rbf)', "kernel(criterion='cross-entropy')",
+               'unrolled(2)', 'unrolled(2, checkpoint=False)',
+               'trajectory(1, 2, 1, 2, epoch_steps=2)', 'trajectory(1, 2, 1, 2, epoch_steps=2, grow=True)',
+               'batchnorm(steps=3, width=4)', 'gradient(l7)', 'nothing'],
+    clustering=[None, None, 'nearest', 'nearest(moving=False)', 'kmeans', 'kmeans(2)', 'kmeans(2, errors, steps=3)',
+                'kmeans(3, features, steps=3)', 'groups', 'sklearn(DBSCAN, eps=3.0)',
                 'sklearn(AgglomerativeClustering, n_clusters=2)', 'kmeans(99)', 'given(nowhere.npy)', 'sklearn(Ward)'],
-    risk=[None, None, 'mean', 'max', 'cvar(0.3)', '0.5*mean + 0.5*cvar(0.3)', 'twolevel(mean, max)', 'twolevel(cvar(0.5), mean)', 'entropic(2.0)', 'evar(0.3)', 'groupdro(6)', 'cvar(3)'],
+    risk=[None, None, 'mean', 'max', 'cvar(0.3)', '0.5*mean + 0.5*cvar(0.3)', 'twolevel(mean, max)',
+          'twolevel(cvar(0.5), mean)', 'entropic(2.0)', 'evar(0.3)', 'groupdro(6)', 'cvar(3)'],
     risk_at=[None, None, 'network', 'target', 'distance', 'pixels'],
     start=['kmeans', 'random', 'herding', 'kcenter', 'stratified', 'groups', 'patches(3)', 'patches(3, 2)', 'noise'],
-    base=['uniform', 'density'], prior=['pixels', 'multiformation(2)', 'frequencies(0.5)', 'lowrank(3)', 'lowrank(9999)', 'multiformation(99)'],
-    labels=['hard', 'hard', 'learned', 'teacher(3)'], steps=[0, 1, 2, 3], lr=[.01, 1., 1e30, 0], optimizer=['sgd', 'adam', 'sgd(0)', 'adam(0)'],
+    base=['uniform', 'density'],
+    prior=['pixels', 'multiformation(2)', 'frequencies(0.5)', 'lowrank(3)', 'lowrank(9999)', 'multiformation(99)'],
+    labels=['hard', 'hard', 'learned', 'teacher(3)'], steps=[0, 1, 2, 3], lr=[.01, 1., 1e30, 0],
+    optimizer=['sgd', 'adam', 'sgd(0)', 'adam(0)'],
     batch=['random(4)', 'random(500)', 'representative(3)'], augment=['', 'crop scale', 'flip'],
-    network=['convnet(width=4)', 'convnet(width=4, life=2, steps=1)', 'mlp(width=4)', 'mlp(width=4, life=3, steps=1, mix=0.5)', 'vit(life=2)', 'convnet(width=4, batch=8)', 'convnet(depth=3)'],
+    network=['convnet(width=4)', 'convnet(width=4, life=2, steps=1)', 'mlp(width=4)',
+             'mlp(width=4, life=3, steps=1, mix=0.5)', 'vit(life=2)', 'convnet(width=4, batch=8)', 'convnet(depth=3)'],
 )
 DRAWS = int(os.environ.get('RDD_NB_DRAWS', 600))             # more, or with another seed, on demand
 SEED = int(os.environ.get('RDD_NB_DRAW_SEED', 0))
@@ -165,7 +186,7 @@ SEED = int(os.environ.get('RDD_NB_DRAW_SEED', 0))
 
 @pytest.mark.parametrize('part', range(6))
 def test_random_combinations_end_in_a_result_or_in_one_line(part, tmp_path):
-    "A few changed fields of a named method, or all fields at once; never another exception, and a refusal leaves no folder."
+    "A few changed fields of a named method, or all at once: never another exception, and a refusal leaves no folder."
     draw, ends = random.Random(f'{SEED} {part}'), dict(result=0, refused=0)
     for k in range(DRAWS // 6):
         base = draw.choice([None, *METHODS])
@@ -173,7 +194,8 @@ def test_random_combinations_end_in_a_result_or_in_one_line(part, tmp_path):
         settings, out = {f: draw.choice(TEXTS[f]) for f in fields}, tmp_path/f'{k}'
         try:
             m = Method(**settings) if base is None else as_method(small(METHODS[base]), **settings)
-            s = distill(TOY if draw.random() < .8 else TOY.without_groups(), m, draw.choice([1, 2, 5]), device='cpu', progress=False, out=out)
+            s = distill(TOY if draw.random() < .8 else TOY.without_groups(), m, draw.choice([1, 2, 5]), device='cpu',
+                        progress=False, out=out)
         except ValueError as e:
             ends['refused'] += 1
             assert '\n' not in str(e) and len(str(e)) <= 300, (base, settings, str(e))
@@ -187,6 +209,7 @@ def test_random_combinations_end_in_a_result_or_in_one_line(part, tmp_path):
 
 def test_numbers_of_the_command_line_are_whole():
     "A bool or a float is no whole number, and a huge one is refused before anything is allocated."
-    for settings in (dict(network=dict(width=True)), dict(network=dict(width=10**7)), dict(steps=True), dict(batch=dict(size=1.5)), dict(network=dict(life=float('nan')))):
+    for settings in (dict(network=dict(width=True)), dict(network=dict(width=10**7)), dict(steps=True),
+                     dict(batch=dict(size=1.5)), dict(network=dict(life=float('nan')))):
         with pytest.raises(ValueError, match='expected a whole number'): as_method('gradient', **settings)
     assert Network(width=8) == Network.read('convnet(width=8)')

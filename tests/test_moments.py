@@ -1,4 +1,5 @@
-"""Moments, characteristic functions and kernel means: from the definitions in numpy, finite differences, weights as copies, places of the risk, bad input."""
+"""Moments, characteristic functions and kernel means against their definitions in numpy and finite differences; weights
+as copies, the risk at target and distance, bad input."""
 import dataclasses
 
 import numpy as np
@@ -18,7 +19,8 @@ from rdd_nb.risk import CVaR, Mean, Risk, TwoLevel
 
 F64 = torch.float64
 CLASSES = 3
-BIASED = [MomentMatching(), MomentMatching(.3, diagonal=True), CharacteristicMatching(16), CharacteristicMatching(16, scale=2., amplitude=.8),
+BIASED = [MomentMatching(), MomentMatching(.3, diagonal=True), CharacteristicMatching(16),
+          CharacteristicMatching(16, scale=2., amplitude=.8),
           KernelMatching(), KernelMatching('polynomial', degree=2), KernelMatching('linear')]
 MATCHERS = [*BIASED, KernelMatching(unbiased=True)]
 every = pytest.mark.parametrize('matcher', MATCHERS, ids=repr)
@@ -49,13 +51,14 @@ def problem(sizes=(7, 5, 6), ipc=3):
     return smooth_net(), Batch(x, y, draw(len(sy), 4, seed='s'), sy, CLASSES, generator=None)
 
 
-def clusters_of(batch, k=2): return Clusters(batch.y * k + torch.arange(len(batch.y)) % k, torch.arange(CLASSES).repeat_interleave(k))
+def clusters_of(batch, k=2):
+    return Clusters(batch.y * k + torch.arange(len(batch.y)) % k, torch.arange(CLASSES).repeat_interleave(k))
 
 
 # Against the definitions, with loops in numpy
 
 def np_distance(m, f, q, g, r, s, t):
-    "One cell: features and weights of both sides, the spread, the frequencies."
+    "One cluster: features and weights of both sides, the spread, the frequencies."
     f, q, g, r = (np.asarray(a, dtype=float) for a in (f, q, g, r))
     if isinstance(m, MomentMatching):
         mf, mg = q @ f, r @ g
@@ -74,7 +77,8 @@ def np_distance(m, f, q, g, r, s, t):
     def within(f, q):
         if not m.unbiased: return sum(a * b * k(u, v) for a, u in zip(q, f) for b, v in zip(q, f))
         if len(f) == 1: return k(f[0], f[0])
-        return sum(q[i] * q[j] * k(f[i], f[j]) for i in range(len(f)) for j in range(len(f)) if i != j) / (1 - (q**2).sum())
+        return sum(q[i] * q[j] * k(f[i], f[j]) for i in range(len(f)) for j in range(len(f))
+                   if i != j) / (1 - (q**2).sum())
     return within(f, q) - 2 * sum(a * b * k(u, v) for a, u in zip(q, f) for b, v in zip(r, g)) + within(g, r)
 
 
@@ -90,10 +94,14 @@ def test_loss_from_the_definition(matcher, place):
     weights = torch.rand(len(b.y), generator=generator('q'), dtype=F64)
     weights = within_clusters(b.y, CLASSES, weights)
     clusters = Clusters(torch.arange(len(b.y)), b.y) if place == 'target' else clusters_of(b)
-    loss, q = matcher.loss(net, dataclasses.replace(b, clusters=clusters), Fixed(weights) if place == 'target' else .5 * Mean() + .5 * CVaR(.3) if place else None, place)
+    loss, q = matcher.loss(net, dataclasses.replace(b, clusters=clusters),
+                           Fixed(weights) if place == 'target' else .5 * Mean() + .5 * CVaR(.3) if place else None,
+                           place)
     f, g = (net.features(v).detach().numpy() for v in (b.x, b.sx))
-    s, t = np_spread(f), torch.randn(4, getattr(matcher, 'frequencies', 1), generator=generator('frequencies', 0), dtype=F64).numpy()
-    ids, owner = (clusters.real.numpy(), clusters.owner.numpy()) if place == 'distance' else (b.y.numpy(), np.arange(CLASSES))
+    s, t = np_spread(f), torch.randn(4, getattr(matcher, 'frequencies', 1), generator=generator('frequencies', 0),
+                                     dtype=F64).numpy()
+    if place == 'distance': ids, owner = clusters.real.numpy(), clusters.owner.numpy()
+    else: ids, owner = b.y.numpy(), np.arange(CLASSES)
     distances = []
     for k, c in enumerate(owner):
         mine, own = ids == k, b.sy.numpy() == c
@@ -122,12 +130,13 @@ def test_gradient_against_finite_differences(matcher, place):
 @every
 @settings(max_examples=10)
 @given(st.lists(st.integers(0, 6), min_size=4, max_size=4).filter(lambda s: sum(s) > 0), st.integers(0, 3))
-def test_batched_equals_cell_by_cell(matcher, sizes, seed):
-    "Padded blocks, with clusters of all sizes and empty ones, against one call for each cell."
+def test_batched_equals_cluster_by_cluster(matcher, sizes, seed):
+    "Padded blocks, with clusters of all sizes and empty ones, against one call for each cluster."
     net = smooth_net()
     ids = torch.arange(4).repeat_interleave(torch.tensor(sizes))
     ids = ids[torch.randperm(len(ids), generator=generator(seed))]
-    x, w = draw(len(ids), 4, seed=seed), within_clusters(ids, 4, torch.rand(len(ids), generator=generator(seed), dtype=F64))
+    x, w = draw(len(ids), 4, seed=seed), within_clusters(ids, 4,
+                                                         torch.rand(len(ids), generator=generator(seed), dtype=F64))
     other = draw(8, 4, seed='o')
     oy = torch.arange(4).repeat_interleave(2)
     answer = matcher.statistic(net, other, oy, within_clusters(oy, 4), oy, 4)
@@ -136,7 +145,8 @@ def test_batched_equals_cell_by_cell(matcher, sizes, seed):
         own = ids == k
         if not own.any(): continue
         one = matcher.statistic(net, x[own], ids[own] * 0, w[own], ids[own] * 0, 1)
-        two = matcher.statistic(net, other[2 * k:2 * k + 2], oy[:2] * 0, torch.tensor([.5, .5], dtype=F64), oy[:2] * 0, 1)
+        two = matcher.statistic(net, other[2 * k:2 * k + 2], oy[:2] * 0, torch.tensor([.5, .5], dtype=F64),
+                                oy[:2] * 0, 1)
         torch.testing.assert_close(found[k:k + 1], matcher.distance(one, two), rtol=1e-8, atol=1e-10)
 
 
@@ -163,7 +173,8 @@ def test_unbiased_has_expectation_zero_between_samples_of_one_population():
     found = {}
     for unbiased in (True, False):
         m = KernelMatching(unbiased=unbiased)
-        found[unbiased] = torch.stack([m.loss(plain, Batch(draw(10, 2, seed=('a', k)), zeros, draw(10, 2, seed=('b', k)), zeros, 1))[0] for k in range(300)])
+        pairs = [[draw(10, 2, seed=(side, k)) for side in 'ab'] for k in range(300)]
+        found[unbiased] = torch.stack([m.loss(plain, Batch(x, zeros, s, zeros, 1))[0] for x, s in pairs])
     error = found[True].std() / 300**.5
     assert abs(found[True].mean()) < 4 * error < found[False].mean()
 
@@ -185,7 +196,8 @@ def test_uniform_weights_are_the_plain_loss(matcher):
     net, b = problem()
     plain, q = matcher.loss(net, b)
     equal = within_clusters(b.y, CLASSES).double()
-    weighted, q2 = matcher.loss(net, dataclasses.replace(b, clusters=Clusters(torch.arange(len(b.y)), b.y)), Fixed(equal), 'target')
+    weighted, q2 = matcher.loss(net, dataclasses.replace(b, clusters=Clusters(torch.arange(len(b.y)), b.y)),
+                                Fixed(equal), 'target')
     torch.testing.assert_close(plain, weighted); torch.testing.assert_close(q.double(), q2.double())
     torch.testing.assert_close(matcher.loss(net, dataclasses.replace(b, p=equal))[0], plain)
 
@@ -200,7 +212,9 @@ def test_integer_weights_are_copies(matcher, copies):
     def distances(x, y, w):
         real = matcher.statistic(net, x, y, within_clusters(y, CLASSES, w), y, CLASSES)
         return matcher.distance(real, matcher.statistic(net, b.sx, b.sy, within_clusters(b.sy, CLASSES), b.sy, CLASSES))
-    torch.testing.assert_close(distances(b.x, b.y, counts), distances(b.x[again], b.y[again], torch.ones(len(again), dtype=F64)), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(distances(b.x, b.y, counts),
+                               distances(b.x[again], b.y[again], torch.ones(len(again), dtype=F64)), rtol=1e-6,
+                               atol=1e-9)
 
 
 @every
@@ -249,10 +263,11 @@ def test_nothing_flows_into_the_real_side(matcher):
 
 @every
 def test_extreme_features(matcher):
-    "Real samples that are all alike, and an empty cell: finite loss and gradient."
+    "Real samples that are all alike, and an empty cluster: finite loss and gradient."
     net, b = problem()
     s = b.sx.clone().requires_grad_()
-    alike = dataclasses.replace(b, x=torch.ones_like(b.x), sx=s, clusters=Clusters(b.y * 2, torch.arange(CLASSES).repeat_interleave(2)))
+    alike = dataclasses.replace(b, x=torch.ones_like(b.x), sx=s,
+                                clusters=Clusters(b.y * 2, torch.arange(CLASSES).repeat_interleave(2)))
     for batch in (alike, dataclasses.replace(alike, x=b.x)):
         loss, _ = matcher.loss(net, batch, Mean(), 'distance')
         assert torch.isfinite(loss) and torch.isfinite(torch.autograd.grad(loss, s)[0]).all()
@@ -263,11 +278,13 @@ def test_extreme_features(matcher):
 def test_one_synthetic_sample_where_two_are_needed():
     net, b = problem(ipc=1)
     for m in (MomentMatching(), KernelMatching(unbiased=True)):
-        with pytest.raises(ValueError, match='at least 2 synthetic samples in a class, got 1: choose a larger ipc'): m.loss(net, b)
+        with pytest.raises(ValueError, match='at least 2 synthetic samples in a class, got 1: choose a larger ipc'):
+            m.loss(net, b)
     net, b = problem(ipc=2)
     own = dataclasses.replace(b, clusters=Clusters(b.y * 2 + torch.arange(18) % 2, b.sy, torch.arange(6)))
     for m in (MomentMatching(), KernelMatching(unbiased=True)):
-        with pytest.raises(ValueError, match="in a cluster, got 1: choose clustering='kmeans'"): m.loss(net, own, CVaR(.5), 'distance')
+        with pytest.raises(ValueError, match="in a cluster, got 1: choose clustering='kmeans'"):
+            m.loss(net, own, CVaR(.5), 'distance')
         m.loss(net, own, CVaR(.5), 'target')
     for m in (CharacteristicMatching(8), KernelMatching()): m.loss(net, own, CVaR(.5), 'distance')
 
@@ -275,13 +292,17 @@ def test_one_synthetic_sample_where_two_are_needed():
 @every
 def test_a_network_without_features(matcher):
     _, b = problem()
-    with pytest.raises(ValueError, match='Linear has no method features'): matcher.loss(nn.Linear(4, CLASSES).double(), b)
+    with pytest.raises(ValueError, match='Linear has no method features'):
+        matcher.loss(nn.Linear(4, CLASSES).double(), b)
 
 
 @pytest.mark.parametrize('make, message', [
-    (lambda: MomentMatching(-1), 'weight=-1'), (lambda: MomentMatching(0), 'weight=0'), (lambda: MomentMatching(float('nan')), 'weight=nan'), (lambda: CharacteristicMatching(0), 'frequencies=0'),
-    (lambda: CharacteristicMatching(2.5), 'frequencies=2.5'), (lambda: CharacteristicMatching(scale=0), 'scale=0'), (lambda: CharacteristicMatching(amplitude=1.2), 'amplitude=1.2'),
-    (lambda: KernelMatching('gauss'), 'rbf, polynomial, linear'), (lambda: KernelMatching(widths=()), 'widths=()'), (lambda: KernelMatching(widths=(1, 0)), 'widths=0'),
+    (lambda: MomentMatching(-1), 'weight=-1'), (lambda: MomentMatching(0), 'weight=0'),
+    (lambda: MomentMatching(float('nan')), 'weight=nan'), (lambda: CharacteristicMatching(0), 'frequencies=0'),
+    (lambda: CharacteristicMatching(2.5), 'frequencies=2.5'), (lambda: CharacteristicMatching(scale=0), 'scale=0'),
+    (lambda: CharacteristicMatching(amplitude=1.2), 'amplitude=1.2'),
+    (lambda: KernelMatching('gauss'), 'rbf, polynomial, linear'), (lambda: KernelMatching(widths=()), 'widths=()'),
+    (lambda: KernelMatching(widths=(1, 0)), 'widths=0'),
     (lambda: KernelMatching('polynomial', degree=0), 'degree=0')])
 def test_settings_that_cannot_be_meant(make, message):
     with pytest.raises(ValueError) as error: make()
@@ -292,9 +313,11 @@ def test_settings_that_cannot_be_meant(make, message):
 def test_on_a_convnet_in_single_precision(matcher):
     net = make_model('convnet', (1, 8, 8), CLASSES, width=8)
     y = torch.arange(CLASSES).repeat_interleave(10)
-    x, s = torch.randn(30, 1, 8, 8, generator=generator(0)), torch.randn(12, 1, 8, 8, generator=generator(1)).requires_grad_()
+    x = torch.randn(30, 1, 8, 8, generator=generator(0))
+    s = torch.randn(12, 1, 8, 8, generator=generator(1)).requires_grad_()
     sy = torch.arange(CLASSES).repeat_interleave(4)
-    b = Batch(x, y, s, sy, CLASSES, clusters=Clusters(y * 2 + torch.arange(30) % 2, torch.arange(CLASSES).repeat_interleave(2)), generator=generator(2))
+    clusters = Clusters(y * 2 + torch.arange(30) % 2, torch.arange(CLASSES).repeat_interleave(2))
+    b = Batch(x, y, s, sy, CLASSES, clusters=clusters, generator=generator(2))
     for risk, place in ((None, None), (TwoLevel(Mean(), Mean()), 'target'), (CVaR(.5), 'distance')):
         loss, q = matcher.loss(net, b, risk, place)
         slope, = torch.autograd.grad(loss, s)
@@ -306,7 +329,8 @@ def test_on_a_convnet_in_single_precision(matcher):
 def test_in_the_loop(matcher, place):
     y = torch.arange(CLASSES).repeat_interleave(8)
     data = GroupedDataset(draw(24, 1, 8, 8).float(), y)
-    method = Method(matcher, 'kmeans(2)' if place == 'distance' else None, CVaR(.5) if place else None, place, steps=2, lr=.1, optimizer='adam', network='convnet(width=4)')
+    method = Method(matcher, 'kmeans(2)' if place == 'distance' else None, CVaR(.5) if place else None, place,
+                    steps=2, lr=.1, optimizer='adam', network='convnet(width=4)')
     runs = [Distiller(data, method, 2, 0, 'cpu') for _ in range(2)]
     for run in runs: run.step(), run.step()
     assert torch.equal(runs[0].images, runs[1].images) and (runs[0].images - runs[0].initial).abs().max() > .01

@@ -1,4 +1,4 @@
-"""The teacher: training, soft labels, alignment of batch-norm statistics from the definition and under a risk, selection of patches, bad input."""
+"""The teacher: training, soft labels, alignment of batch-norm statistics with and without risk, patches, bad input."""
 import copy, dataclasses
 
 import numpy as np
@@ -15,7 +15,8 @@ from rdd_nb.methods import Method
 from rdd_nb.matching import Batch, Clusters, Setup, within_clusters
 from rdd_nb.models import Classifier, make_model
 from rdd_nb.risk import CVaR, Mean, Risk
-from rdd_nb.teacher import BatchNormAlignment, alignment, kept_statistics, layer_statistics, random_crops, select_patches, soft_labels, train_teacher
+from rdd_nb.teacher import (BatchNormAlignment, alignment, kept_statistics, layer_statistics, random_crops,
+                            select_patches, soft_labels, train_teacher)
 
 F64 = torch.float64
 CLASSES = 3
@@ -33,11 +34,14 @@ def draw(*shape, seed=0): return torch.randn(shape, generator=generator(seed), d
 
 def smooth_teacher():
     "Two batch-norm layers, no kinks, double precision, running statistics that are not the trivial ones."
-    body = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(27, 5), nn.BatchNorm1d(5), nn.Tanh())
+    body = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(),
+                         nn.Linear(27, 5), nn.BatchNorm1d(5), nn.Tanh())
     net = Classifier(body, 5, CLASSES).double()
     with torch.no_grad():
         for k, p in enumerate(net.parameters()): p.copy_(draw(*p.shape, seed=('t', k)) * .5)
-        for m in (body[1], body[6]): m.running_mean.copy_(draw(*m.running_mean.shape, seed='m') * .3); m.running_var.copy_(draw(*m.running_var.shape, seed='v').exp())
+        for m in (body[1], body[6]):
+            m.running_mean.copy_(draw(*m.running_mean.shape, seed='m') * .3)
+            m.running_var.copy_(draw(*m.running_var.shape, seed='v').exp())
     return net.eval().requires_grad_(False)
 
 
@@ -83,18 +87,22 @@ def test_loss_from_the_definition(place):
     equal = lambda n: torch.full((n,), 1 / n, dtype=F64)
     expected = F.cross_entropy(net(b.sx), b.sy).item()
     if place in (None, 'target'):
-        real = np_statistics(net, b.x, q / CLASSES) if place else [(m.running_mean.numpy(), m.running_var.numpy()) for m in (net.body[1], net.body[6])]
+        kept = [(m.running_mean.numpy(), m.running_var.numpy()) for m in (net.body[1], net.body[6])]
+        real = np_statistics(net, b.x, q / CLASSES) if place else kept
         expected += .7 * np_alignment(real, np_statistics(net, b.sx, equal(6)), net)
-        loss, weights = it.loss(None, dataclasses.replace(b, clusters=Clusters(torch.arange(len(b.y)), b.y)), Fixed(q) if place else None, place)
+        loss, weights = it.loss(None, dataclasses.replace(b, clusters=Clusters(torch.arange(len(b.y)), b.y)),
+                                Fixed(q) if place else None, place)
     else:
         clusters = clusters_of(b, place == 'own')
         D = []
         for k, c in enumerate(clusters.owner):
             mine = torch.arange(6) == k if place == 'own' else b.sy == c
             own = clusters.real == k
-            D.append(np_alignment(np_statistics(net, b.x[own], equal(int(own.sum()))), np_statistics(net, b.sx[mine], equal(int(mine.sum()))), net))
+            D.append(np_alignment(np_statistics(net, b.x[own], equal(int(own.sum()))),
+                                  np_statistics(net, b.sx[mine], equal(int(mine.sum()))), net))
         expected += .7 * (.5 * np.mean(D) + .5 * max(D))
-        loss, weights = it.loss(None, dataclasses.replace(b, clusters=clusters), .5 * Mean() + .5 * CVaR(1e-6), 'distance')
+        loss, weights = it.loss(None, dataclasses.replace(b, clusters=clusters), .5 * Mean() + .5 * CVaR(1e-6),
+                                'distance')
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert weights.sum().item() == pytest.approx(CLASSES, rel=1e-5)
 
@@ -113,13 +121,14 @@ def test_integer_weights_are_copies(copies):
     net, b = smooth_teacher(), problem()
     counts, again = torch.tensor(copies, dtype=F64), torch.arange(12).repeat_interleave(torch.tensor(copies))
     one = layer_statistics(net, b.x, within_clusters(b.y, CLASSES, counts), b.y, CLASSES)[1]
-    two = layer_statistics(net, b.x[again], within_clusters(b.y[again], CLASSES, torch.ones(len(again), dtype=F64)), b.y[again], CLASSES)[1]
+    two = layer_statistics(net, b.x[again], within_clusters(b.y[again], CLASSES, torch.ones(len(again), dtype=F64)),
+                           b.y[again], CLASSES)[1]
     for a, c in zip(one, two):
         for u, v in zip(a, c): torch.testing.assert_close(u, v)
 
 
-def test_cells_together_are_cells_one_by_one():
-    net, ids = smooth_teacher(), torch.tensor([2, 0, 2, 2, 0])                # cell 1 is empty
+def test_clusters_together_are_clusters_one_by_one():
+    net, ids = smooth_teacher(), torch.tensor([2, 0, 2, 2, 0])                # cluster 1 is empty
     x, w = draw(5, *SHAPE), within_clusters(ids, 3, torch.rand(5, dtype=F64, generator=generator(0)))
     found = layer_statistics(net, x, w, ids, 3)[1]
     for k in (0, 2):
@@ -146,9 +155,11 @@ def test_order_of_classes_and_samples():
         loss = it.loss(None, dataclasses.replace(b, clusters=clusters_of(b)), risk, place)[0]
         order, sorder, other = new[b.y].argsort(stable=True), new[b.sy].argsort(stable=True), copy.deepcopy(it)
         rows = torch.argsort(new)
-        other.teacher.head.weight.data, other.teacher.head.bias.data = it.teacher.head.weight[rows], it.teacher.head.bias[rows]
+        other.teacher.head.weight.data, other.teacher.head.bias.data = it.teacher.head.weight[
+            rows], it.teacher.head.bias[rows]
         clusters = Clusters(clusters_of(b).real[order], new[clusters_of(b).owner])
-        renamed = dataclasses.replace(b, x=b.x[order], y=new[b.y][order], sx=b.sx[sorder], sy=new[b.sy][sorder], clusters=clusters)
+        renamed = dataclasses.replace(b, x=b.x[order], y=new[b.y][order], sx=b.sx[sorder], sy=new[b.sy][sorder],
+                                      clusters=clusters)
         torch.testing.assert_close(other.loss(None, renamed, risk, place)[0], loss)
 
 
@@ -159,7 +170,8 @@ def test_the_risk_reaches_the_pixels():
     for place in ('target', 'distance'):
         for risk in (Mean(), CVaR(.2)):
             s = b.sx.clone().requires_grad_()
-            slopes[place, str(risk)] = torch.autograd.grad(it.loss(None, dataclasses.replace(b, sx=s), risk, place)[0], s)[0]
+            loss, _ = it.loss(None, dataclasses.replace(b, sx=s), risk, place)
+            slopes[place, str(risk)], = torch.autograd.grad(loss, s)
         mean, cvar = (v for (p, _), v in slopes.items() if p == place)
         assert (mean - cvar).norm() > .05 * mean.norm()
 
@@ -178,7 +190,8 @@ def test_looking_leaves_the_network_alone():
 
 def small_setup(risk=None, risk_at=None, seed=0):
     y = torch.arange(CLASSES).repeat_interleave(20)
-    x = torch.randn(60, 1, 8, 8, generator=generator('x')) * .5 + torch.randn(CLASSES, 1, 8, 8, generator=generator('means'))[y]
+    means = torch.randn(CLASSES, 1, 8, 8, generator=generator('means'))
+    x = torch.randn(60, 1, 8, 8, generator=generator('x')) * .5 + means[y]
     def train(net, steps, *keys, lr=None):
         assert net.training
         opt, g = torch.optim.SGD(net.parameters(), lr, momentum=.9), generator(seed, *keys)
@@ -186,7 +199,8 @@ def small_setup(risk=None, risk_at=None, seed=0):
             i = torch.randint(60, (32,), generator=g)
             losses = F.cross_entropy(net(x[i]), y[i], reduction='none')
             opt.zero_grad(); (risk(losses) if risk_at == 'network' else losses.mean()).backward(); opt.step()
-    return Setup(x, y, CLASSES, seed, lambda *keys: make_model('convnet', (1, 8, 8), CLASSES, seed=(seed, *keys), width=4), train, None, None, risk, risk_at)
+    def network(*keys): return make_model('convnet', (1, 8, 8), CLASSES, seed=(seed, *keys), width=4)
+    return Setup(x, y, CLASSES, seed, network, train, None, None, risk, risk_at)
 
 
 def test_training_is_seeded_and_under_the_risk():
@@ -204,14 +218,16 @@ def test_as_many_steps_as_asked_for(steps):
     setup, taken = small_setup(), []
     train_teacher(dataclasses.replace(setup, train=lambda net, n, *keys, lr: taken.append((n, lr, keys))), steps)
     assert sum(n for n, *_ in taken) == steps and all(n > 0 for n, *_ in taken)
-    assert [lr for _, lr, _ in taken] == sorted((lr for _, lr, _ in taken), reverse=True) and len({k for *_, k in taken}) == len(taken)
+    assert [lr for _, lr, _ in taken] == sorted((lr for _, lr, _ in taken), reverse=True)
+    assert len({k for *_, k in taken}) == len(taken)
 
 
 def test_objective_from_begin_to_descent():
     setup = small_setup()
     it = BatchNormAlignment(steps=60, width=4)
     begun = it.begin(setup)
-    assert it.teacher is None and begun.teacher is not None and repr(it) == repr(begun) == repr(eval(repr(it))) and begun.learnable == () and not it.uses_labels
+    assert it.teacher is None and begun.teacher is not None and repr(it) == repr(begun) == repr(eval(repr(it)))
+    assert begun.learnable == () and not it.uses_labels
     s, sy = torch.randn(6, 1, 8, 8, generator=generator(1)).requires_grad_(), torch.arange(CLASSES).repeat_interleave(2)
     optimizer, losses = torch.optim.Adam([s], .1), []
     for _ in range(60):
@@ -234,7 +250,8 @@ def test_temperature(t):
 def test_in_the_loop(place):
     y = torch.arange(CLASSES).repeat_interleave(8)
     data = GroupedDataset(draw(24, 1, 8, 8).float(), y)
-    method = Method(BatchNormAlignment(steps=3, width=4), 'kmeans(2)' if place == 'distance' else None, CVaR(.5) if place else None, place, steps=2, lr=.1, optimizer='adam')
+    method = Method(BatchNormAlignment(steps=3, width=4), 'kmeans(2)' if place == 'distance' else None,
+                    CVaR(.5) if place else None, place, steps=2, lr=.1, optimizer='adam')
     run = Distiller(data, method, 2, 0, 'cpu')
     assert np.isfinite([run.step(), run.step()]).all() and (run.images - run.initial).abs().max() > .01
 
@@ -255,23 +272,29 @@ def test_the_best_recognised_samples_are_taken():
     assert rows.flatten().tolist() == list(range(8))
     labels = torch.zeros(12).long()
     images, y, rows = select_patches(blank(2), torch.cat([x, x]), torch.cat([labels, labels + 1]), 2, 2, crops=2)
-    assert set(rows[:2].flatten().tolist()) == set(x[:, 0, 0, 0].argsort(descending=True)[:8].tolist())        # class 0: the bright ones
-    assert set((rows[2:] - 12).flatten().tolist()) == set(x[:, 0, 0, 0].argsort()[:8].tolist())                # class 1: the dark ones
+    # class 0: the bright ones
+    assert set(rows[:2].flatten().tolist()) == set(x[:, 0, 0, 0].argsort(descending=True)[:8].tolist())
+    # class 1: the dark ones
+    assert set((rows[2:] - 12).flatten().tolist()) == set(x[:, 0, 0, 0].argsort()[:8].tolist())
     assert images.shape == (4, 1, 4, 4) and y.tolist() == [0, 0, 1, 1]
     values = torch.cat([x, x])[:, 0, 0, 0]
-    for image, own in zip(images, rows):                                                                       # the patches are where the rows say
-        for k, r in enumerate(own): torch.testing.assert_close(image[0, 2 * (k // 2):2 * (k // 2) + 2, 2 * (k % 2):2 * (k % 2) + 2], values[r].expand(2, 2))
+    # the patches are where the rows say
+    for image, own in zip(images, rows):
+        for k, r in enumerate(own):
+            torch.testing.assert_close(image[0, 2 * (k // 2):2 * (k // 2) + 2, 2 * (k % 2):2 * (k % 2) + 2],
+                                       values[r].expand(2, 2))
 
 
 @settings(max_examples=20)
 @given(st.lists(st.integers(0, 3), min_size=12, max_size=12), st.integers(0, 9))
-def test_places_are_dealt_to_the_cells_in_turn(clusters, seed):
+def test_slots_are_dealt_to_the_clusters_in_turn(clusters, seed):
     x = torch.rand(12, 1, 4, 4, generator=generator(seed))
     _, _, rows = select_patches(blank(1), x, torch.zeros(12).long(), 2, 2, clusters=torch.tensor(clusters), n_classes=1)
     taken = np.bincount(np.array(clusters)[rows.flatten().numpy()], minlength=4)
     size = np.bincount(clusters, minlength=4)
     assert taken.sum() == 8 and (taken <= size).all()
-    short = taken[taken < size]                                         # a cell that still had samples was dealt about as many as any other
+    # a cluster that still had samples got about as many slots as any other
+    short = taken[taken < size]
     assert len(short) == 0 or short.min() >= taken.max() - 1
 
 
@@ -281,7 +304,9 @@ def test_more_crops_are_never_worse():
     def confidence(crops):
         torch.manual_seed(0)
         g, best = generator(0, 'patches'), torch.full((60,), np.inf)
-        for _ in range(crops): best = torch.minimum(best, F.cross_entropy(net(random_crops(setup.x, g)), setup.y, reduction='none').detach())
+        for _ in range(crops):
+            loss = F.cross_entropy(net(random_crops(setup.x, g)), setup.y, reduction='none')
+            best = torch.minimum(best, loss.detach())
         return best
     assert (confidence(4) <= confidence(1)).all()
     same = [select_patches(net, setup.x, setup.y, 2, 2, seed=s) for s in (0, 0, 1)]
@@ -302,9 +327,12 @@ def test_crops_stay_inside(least, seed):
 def test_refusals():
     x, y = torch.randn(12, 1, 8, 8), torch.arange(3).repeat_interleave(4)
     net = make_model('convnet', (1, 8, 8), 3, width=4)
-    with pytest.raises(ValueError, match='no batch-norm layer'): layer_statistics(net, x, torch.full((12,), 1 / 12), y * 0, 1)
-    with pytest.raises(ValueError, match='model mlp has no norm'): BatchNormAlignment(network='mlp').begin(small_setup())
-    with pytest.raises(ValueError, match='model=.nothing. is not known'): BatchNormAlignment(network='nothing').begin(small_setup())
+    with pytest.raises(ValueError, match='no batch-norm layer'):
+        layer_statistics(net, x, torch.full((12,), 1 / 12), y * 0, 1)
+    with pytest.raises(ValueError, match='model mlp has no norm'):
+        BatchNormAlignment(network='mlp').begin(small_setup())
+    with pytest.raises(ValueError, match='model=.nothing. is not known'):
+        BatchNormAlignment(network='nothing').begin(small_setup())
     with pytest.raises(ValueError, match='begin'): BatchNormAlignment().loss(net, problem())
     for change in (dict(weight=0), dict(lr=-1), dict(lr=float('inf')), dict(steps=0), dict(steps=2.5)):
         with pytest.raises(ValueError, match=f'^{next(iter(change))}='): BatchNormAlignment(**change)

@@ -1,5 +1,5 @@
-"""Trajectory matching: the gradient against autograd through all steps and against finite differences, memory, weights, buffers, bad input."""
-import dataclasses, json
+"""Trajectory matching: gradients against autograd and finite differences, memory, weights, buffers, bad input."""
+import dataclasses
 
 import numpy as np
 import pytest
@@ -9,14 +9,15 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from rdd_nb.core import generator
+from rdd_nb.core import generator, write_tensors
 from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import Distiller
 from rdd_nb.methods import Method
 from rdd_nb.matching import Batch, Clusters, Setup
 from rdd_nb.models import Classifier, make_model
 from rdd_nb.risk import CVaR, Mean, Risk, TwoLevel
-from rdd_nb.trajectory import (Experts, TrajectoryMatching, call_at, draw_batches, draw_segment, flat_parameters, gradient_at, load_experts,
+from rdd_nb.trajectory import (Experts, TrajectoryMatching, call_at, draw_batches, draw_segment, flat_parameters,
+                               gradient_at, load_experts,
                                save_experts, segment_loss, train_experts, weighted_segment)
 
 F64 = torch.float64
@@ -35,7 +36,7 @@ def draw(*shape, seed=0): return torch.randn(shape, generator=generator(seed), d
 def tiny(seed=0, norm=None):
     "A small smooth network in double precision: tanh, so that finite differences meet no kink."
     g = torch.Generator().manual_seed(seed)
-    body = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh()) if norm is None else nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh())
+    body = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), *[nn.BatchNorm1d(5)] * (norm == 'batch'), nn.Tanh())
     net = Classifier(body, 5, CLASSES).double()
     with torch.no_grad():
         for p in net.parameters(): p.copy_(torch.randn(p.shape, generator=g, dtype=F64) * .5)
@@ -51,7 +52,8 @@ def unrolled(net, start, target, x, targets, lr, batches):
 def problem(m=6, seed=0):
     net = tiny(seed)
     start = flat_parameters(net)
-    return net, start, start + .3 * draw(len(start), seed=1), draw(m, 4, seed=2), draw(m, CLASSES, seed=3).softmax(1), torch.tensor(.3, dtype=F64)
+    target, x, soft = start + .3 * draw(len(start), seed=1), draw(m, 4, seed=2), draw(m, CLASSES, seed=3).softmax(1)
+    return net, start, target, x, soft, torch.tensor(.3, dtype=F64)
 
 
 # The gradient
@@ -72,7 +74,8 @@ def test_exact_gradient_is_that_of_autograd_through_all_steps(steps, size, lr, s
 def test_finite_differences():
     net, start, target, x, soft, lr = problem()
     batches = draw_batches(len(x), 4, 5, generator(0))
-    assert torch.autograd.gradcheck(lambda *leaves: segment_loss(net, start, target, *leaves, batches), [t.requires_grad_() for t in (x, soft, lr)])
+    assert torch.autograd.gradcheck(lambda *leaves: segment_loss(net, start, target, *leaves, batches),
+                                    [t.requires_grad_() for t in (x, soft, lr)])
 
 
 def test_held_points_have_the_gradient_of_the_rearranged_loss():
@@ -102,7 +105,8 @@ def test_both_forms_agree_for_one_step():
     found = []
     for exact in (True, False):
         leaves = [t.clone().requires_grad_() for t in (x, soft, lr)]
-        found.append(torch.autograd.grad(segment_loss(net, start, target, *leaves, [torch.arange(len(x))], exact), leaves))
+        found.append(torch.autograd.grad(segment_loss(net, start, target, *leaves, [torch.arange(len(x))], exact),
+                                         leaves))
     for a, b in zip(*found): torch.testing.assert_close(a, b)
 
 
@@ -157,8 +161,8 @@ def test_order_of_samples_and_classes_is_of_no_matter():
     torch.testing.assert_close(segment_loss(net, start, target, x[order], soft[order], lr, every), loss)
     classes = torch.tensor([2, 0, 1])
     def renamed(theta):                                             # the head's rows in another order
-        body, w, b = theta[:-(CLASSES * 5 + CLASSES)], theta[-(CLASSES * 5 + CLASSES):-CLASSES].view(CLASSES, 5), theta[-CLASSES:]
-        return torch.cat([body, w[classes].flatten(), b[classes]])
+        body, w, b = theta.split([len(theta) - 6 * CLASSES, 5 * CLASSES, CLASSES])
+        return torch.cat([body, w.view(CLASSES, 5)[classes].flatten(), b[classes]])
     torch.testing.assert_close(segment_loss(net, renamed(start), renamed(target), x, soft[:, classes], lr, every), loss)
 
 
@@ -182,14 +186,16 @@ def test_running_statistics_stay():
 
 def real_batch(sizes=(4, 3, 5), **more):
     y = torch.arange(CLASSES).repeat_interleave(torch.tensor(sizes))
-    return Batch(draw(len(y), 4, seed=5), y, draw(6, 4, seed=6), torch.arange(CLASSES).repeat_interleave(2), CLASSES, **more)
+    return Batch(draw(len(y), 4, seed=5), y, draw(6, 4, seed=6), torch.arange(CLASSES).repeat_interleave(2), CLASSES,
+                 **more)
 
 
 def own_steps(net, theta, x, y, weights, steps, lr, momentum):
     speed = torch.zeros_like(theta)
     for _ in range(steps):
         theta = theta.detach().requires_grad_()
-        slope, = torch.autograd.grad((weights * F.cross_entropy(call_at(net, theta, x), y, reduction='none')).sum(), theta)
+        slope, = torch.autograd.grad((weights * F.cross_entropy(call_at(net, theta, x), y, reduction='none')).sum(),
+                                     theta)
         speed = momentum * speed + slope
         theta = theta.detach() - lr * speed
     return theta
@@ -243,14 +249,17 @@ def test_segments_stay_inside_the_window(experts, first, width, share, seed):
 def test_batches_of_the_student(m, size, steps):
     batches = draw_batches(m, size, steps, generator(m))
     assert len(batches) == steps
-    for b in batches: assert len(b) == (m if size is None else min(size, m)) and len(set(b.tolist())) == len(b) and set(b.tolist()) <= set(range(m))
+    for b in batches:
+        assert len(b) == (m if size is None else min(size, m)) and len(set(b.tolist())) == len(b)
+        assert set(b.tolist()) <= set(range(m))
 
 
 # Experts, buffers, the objective as a whole
 
 def small_setup(seed=0, width=4, risk=None, risk_at=None, shift=0., network=None):
     y = torch.arange(CLASSES).repeat_interleave(20)
-    x = torch.randn(60, 1, 8, 8, generator=generator('x')) * .5 + torch.randn(CLASSES, 1, 8, 8, generator=generator('means'))[y] + shift
+    means = torch.randn(CLASSES, 1, 8, 8, generator=generator('means'))
+    x = torch.randn(60, 1, 8, 8, generator=generator('x')) * .5 + means[y] + shift
     make = network or (lambda *keys: make_model('convnet', (1, 8, 8), CLASSES, seed=(seed, *keys), width=width))
     def train(net, steps, *keys, lr=None):
         opt, g = torch.optim.SGD(net.parameters(), lr, momentum=.9), generator(seed, *keys)
@@ -264,7 +273,8 @@ def small_setup(seed=0, width=4, risk=None, risk_at=None, shift=0., network=None
 def batch_of(setup, ipc=2, **more):
     i = torch.cat([torch.where(setup.y == c)[0][:8] for c in range(CLASSES)])
     s = torch.cat([torch.where(setup.y == c)[0][:ipc] for c in range(CLASSES)])
-    return Batch(setup.x[i], setup.y[i], setup.x[s].clone().requires_grad_(), setup.y[s], CLASSES, generator=generator('step'), **more)
+    return Batch(setup.x[i], setup.y[i], setup.x[s].clone().requires_grad_(), setup.y[s], CLASSES,
+                 generator=generator('step'), **more)
 
 
 SHORT = dict(experts=2, epochs=3, ahead=1, student_steps=3, target_steps=2)
@@ -328,7 +338,8 @@ def test_begin_leaves_the_original_alone():
     objective = TrajectoryMatching(**SHORT)
     other = objective.begin(small_setup())
     assert objective.trained is None and other.trained is not None and repr(objective) == repr(other)
-    assert repr(eval(repr(TrajectoryMatching(window=(1, 2), grow=True, exact=False)))) == repr(TrajectoryMatching(window=(1, 2), grow=True, exact=False))
+    changed = TrajectoryMatching(window=(1, 2), grow=True, exact=False)
+    assert repr(eval(repr(changed))) == repr(changed)
 
 
 def test_growing_window():
@@ -351,18 +362,27 @@ def test_buffer(tmp_path):
     def never(*a, **k): raise AssertionError('trained again')
     second = TrajectoryMatching(**SHORT, buffer=path).begin(dataclasses.replace(setup, train=never))
     assert torch.equal(first.trained.parameters, second.trained.parameters)
-    with pytest.raises(ValueError, match='another architecture.*body.0.weight of shape 4x1x3x3 there.*6x1x3x3 in the network'): TrajectoryMatching(**SHORT, buffer=path).begin(small_setup(width=6))
+    with pytest.raises(ValueError,
+                       match='another architecture.*body.0.weight of shape 4x1x3x3 there.*6x1x3x3 in the network'):
+        TrajectoryMatching(**SHORT, buffer=path).begin(small_setup(width=6))
     mlp = small_setup(network=lambda *k: make_model('mlp', (1, 8, 8), CLASSES, width=4))
     with pytest.raises(ValueError, match='another architecture'): TrajectoryMatching(**SHORT, buffer=path).begin(mlp)
-    with pytest.raises(ValueError, match='another data'): TrajectoryMatching(**SHORT, buffer=path).begin(small_setup(shift=1.))
-    with pytest.raises(ValueError, match='another seed'): TrajectoryMatching(**SHORT, buffer=path).begin(small_setup(seed=3))
-    with pytest.raises(ValueError, match='another risk'): TrajectoryMatching(**SHORT, buffer=path).begin(small_setup(risk=CVaR(.2), risk_at='network'))
+    with pytest.raises(ValueError, match='another data'):
+        TrajectoryMatching(**SHORT, buffer=path).begin(small_setup(shift=1.))
+    with pytest.raises(ValueError, match='another seed'):
+        TrajectoryMatching(**SHORT, buffer=path).begin(small_setup(seed=3))
+    with pytest.raises(ValueError, match='another risk'):
+        TrajectoryMatching(**SHORT, buffer=path).begin(small_setup(risk=CVaR(.2), risk_at='network'))
     risky = small_setup(risk=CVaR(.2), risk_at='network')
     TrajectoryMatching(**SHORT, buffer=path.with_name('risky')).begin(risky)
-    with pytest.raises(ValueError, match='another clusters'): TrajectoryMatching(**SHORT, buffer=path.with_name('risky')).begin(dataclasses.replace(risky, clusters=lambda index: index % 2))
+    with pytest.raises(ValueError, match='another clusters'):
+        other = dataclasses.replace(risky, clusters=lambda index: index % 2)
+        TrajectoryMatching(**SHORT, buffer=path.with_name('risky')).begin(other)
     path.with_name('risky').unlink()
-    with pytest.raises(ValueError, match='another lr'): TrajectoryMatching(**SHORT, expert_lr=.3, buffer=path).begin(setup)
-    with pytest.raises(ValueError, match='another architecture'): second.loss(make_model('convnet', (1, 8, 8), CLASSES, width=6), batch_of(setup))
+    with pytest.raises(ValueError, match='another lr'):
+        TrajectoryMatching(**SHORT, expert_lr=.3, buffer=path).begin(setup)
+    with pytest.raises(ValueError, match='another architecture'):
+        second.loss(make_model('convnet', (1, 8, 8), CLASSES, width=6), batch_of(setup))
     assert len(list(path.parent.iterdir())) == 1
 
 
@@ -372,22 +392,47 @@ def test_damaged_and_foreign_buffers(tmp_path):
     good = train_experts(small_setup(), 1, 1)
     save_experts(good, path)
     whole = path.read_bytes()
-    damaged = [whole[:len(whole) // 2], b'', b'text', whole[:8] + b'x' * 50 + whole[58:]]
-    for content in damaged:
+    def refused():
+        with pytest.raises(ValueError, match='not a buffer of experts') as error: load_experts(path)
+        assert len(str(error.value).splitlines()) == 1
+    for content in (whole[:len(whole) // 2], b'', b'text', whole[:8] + b'x' * 50 + whole[58:]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match='not a buffer of experts'): load_experts(path)
+        refused()
     save_file({'parameters': torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match='not a buffer of experts'): load_experts(path)
-    note = dict(format='rdd_nb experts 1', layout=json.dumps([['w', [2]]]), record='{}')
-    for tensors in ({'parameters': torch.zeros(1, 2, 3)}, {'other': torch.zeros(1, 2, 2)}, {'parameters': torch.zeros(2)}):
-        save_file(tensors, path, note)
+    refused()
+    about = dict(format='rdd_nb experts 2', layout=[['w', [2]]], record={})
+    fits = torch.zeros(1, 2, 2)
+    save_file({'parameters': fits}, path, {k: str(v) for k, v in about.items()})     # without a digest
+    refused()
+    for tensors, changes in (({'parameters': torch.zeros(1, 2, 3)}, {}), ({'other': fits}, {}),
+                             ({'parameters': torch.zeros(2)}, {}), ({'parameters': fits}, dict(format='another')),
+                             ({'parameters': fits}, dict(layout=7))):
+        write_tensors(path, tensors, about | changes)
+        refused()
+    write_tensors(path, {'parameters': fits}, about)
+    assert torch.equal(load_experts(path).parameters, fits)
+
+
+def test_a_flipped_bit_is_refused(tmp_path):
+    "In the parameters, the layout or the record: the digest is over every byte."
+    path = tmp_path/'b.safetensors'
+    save_experts(train_experts(small_setup(), 1, 1), path)
+    whole = path.read_bytes()
+    places = [whole.index(b'body.0.weight'), whole.index(b'epochs'), whole.index(b'seed') + 8]
+    for i in [*places, len(whole) // 2, len(whole) - 1]:
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1:])
         with pytest.raises(ValueError, match='not a buffer of experts'): load_experts(path)
+    path.write_bytes(whole)
+    load_experts(path)
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(experts=0), 'experts=0'), (dict(epochs=1.5), 'epochs=1.5'), (dict(ahead=11), 'ahead=11'), (dict(student_steps=0), 'student_steps=0'), (dict(student_batch=0), 'student_batch=0'),
-    (dict(lr=0), 'lr=0'), (dict(lr=float('nan')), 'lr=nan'), (dict(expert_lr=-1), 'expert_lr=-1'), (dict(learnable_lr=0), 'learnable_lr=0'), (dict(window=(0, 9)), 'window='),
-    (dict(window=(3, 2)), 'window='), (dict(window=3), 'window=3'), (dict(epoch_steps=0), 'epoch_steps=0'), (dict(target_steps=True), 'target_steps=True')])
+    (dict(experts=0), 'experts=0'), (dict(epochs=1.5), 'epochs=1.5'), (dict(ahead=11), 'ahead=11'),
+    (dict(student_steps=0), 'student_steps=0'), (dict(student_batch=0), 'student_batch=0'),
+    (dict(lr=0), 'lr=0'), (dict(lr=float('nan')), 'lr=nan'), (dict(expert_lr=-1), 'expert_lr=-1'),
+    (dict(learnable_lr=0), 'learnable_lr=0'), (dict(window=(0, 9)), 'window='),
+    (dict(window=(3, 2)), 'window='), (dict(window=3), 'window=3'), (dict(epoch_steps=0), 'epoch_steps=0'),
+    (dict(target_steps=True), 'target_steps=True')])
 def test_settings_that_cannot_be_meant(change, message):
     with pytest.raises(ValueError) as error: TrajectoryMatching(**change)
     assert message in str(error.value) and '\n' not in str(error.value)
@@ -396,21 +441,26 @@ def test_settings_that_cannot_be_meant(change, message):
 def test_no_place_at_the_distance():
     setup = small_setup()
     objective = TrajectoryMatching(**SHORT).begin(setup)
-    with pytest.raises(ValueError, match='every cluster would need a training run of its own'): objective.loss(setup.network('any'), batch_of(setup), CVaR(.2), 'distance')
+    with pytest.raises(ValueError, match='every cluster would need a training run of its own'):
+        objective.loss(setup.network('any'), batch_of(setup), CVaR(.2), 'distance')
     assert objective.places == ('network', 'target')
 
 
-@pytest.mark.parametrize('risk, place', [(None, None), (TwoLevel(Mean(), Mean()), 'target'), (TwoLevel(Mean(), Mean()), 'network')])
+@pytest.mark.parametrize('risk, place', [(None, None), (TwoLevel(Mean(), Mean()), 'target'),
+                                         (TwoLevel(Mean(), Mean()), 'network')])
 def test_in_the_loop_resumed_and_not(risk, place):
     "Six steps at once, and three and three through a checkpoint: the same images, labels and step size."
     y = torch.arange(CLASSES).repeat_interleave(12)
     data = GroupedDataset(draw(36, 1, 8, 8).float() + y[:, None, None, None], y)
-    method = Method(TrajectoryMatching(**SHORT, grow=True), risk and 'kmeans(2)', risk, place, steps=6, lr=.1, optimizer='adam',
+    method = Method(TrajectoryMatching(**SHORT, grow=True), risk and 'kmeans(2)', risk, place, steps=6, lr=.1,
+                    optimizer='adam',
                     batch='random(6)' if place == 'target' else 'random', network='convnet(width=4)', labels='learned')
     whole, first, second = (Distiller(data, method, 2, 0, 'cpu') for _ in range(3))
     for _ in range(6): whole.step()
     for _ in range(3): first.step()
     second.load_state_dict(first.state_dict())
     for _ in range(3): second.step()
-    assert torch.equal(whole.images, second.images) and torch.equal(whole.logits, second.logits) and torch.equal(whole.objective.log_lr, second.objective.log_lr)
-    assert whole.history == second.history and (whole.images - whole.initial).abs().max() > 0 and whole.objective.log_lr.exp().item() != pytest.approx(.1)
+    assert torch.equal(whole.images, second.images) and torch.equal(whole.logits, second.logits)
+    assert torch.equal(whole.objective.log_lr, second.objective.log_lr)
+    assert whole.history == second.history and (whole.images - whole.initial).abs().max() > 0
+    assert whole.objective.log_lr.exp().item() != pytest.approx(.1)
