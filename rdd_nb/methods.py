@@ -105,7 +105,7 @@ def idle(m) -> dict: # setting -> why it cannot act; settings of the network pla
     "Settings that have no effect in the method `m` (anything with the fields of a `Method`)."
     o, found, acts = m.objective, {}, _networks(m)
     nothing = 'there is no objective, so nothing is optimised'
-    if o is None: found |= dict.fromkeys(('lr', 'optimizer', 'batch', 'base'), nothing)
+    if o is None: found |= dict.fromkeys(('risk', 'risk_at', 'lr', 'optimizer', 'batch', 'base'), nothing)
     elif not m.steps: found['objective'] = 'steps=0, so nothing is optimised'
     elif not o.uses_batch(m.risk_at):
         found |= dict.fromkeys(('batch', 'base'), f'{o!r} does not look at batches of real samples')
