@@ -53,7 +53,7 @@ class Part:
     def __init_subclass__(cls, kind=None, names=(), abstract=False, **kwargs):
         super().__init_subclass__(**kwargs)
         if kind: cls.kind, cls.known = kind, {}
-        elif not abstract: cls.known |= dict.fromkeys([n.lower() for n in (cls.__name__, *names)], cls)
+        elif not abstract: cls.known.update(dict.fromkeys([n.lower() for n in (cls.__name__, *names)], cls))
 
     @property
     def settings(self) -> dict: # name -> value

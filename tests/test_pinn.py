@@ -1,5 +1,4 @@
 "PINN points: derivatives, walls, reference solutions, systems, gradients, rivals, files, the command, bad input."
-import argparse
 import dataclasses
 import json
 import math
@@ -13,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from rdd_nb.collocation import (BATCHED, Distillation, add_command, batches, best_of, break_even, causal,
+from rdd_nb.cli import read_line
+from rdd_nb.collocation import (BATCHED, Distillation, batches, best_of, break_even, causal,
     compare_points,
                                 distill_points, lessons, pays, prepare, rad, rar, sample_points, solver_values, tune)
 from rdd_nb.equations import (PDE, PDES, AllenCahn, AllenCahnWalls, Burgers, BurgersWalls, Heat, HeatWalls, Helmholtz,
@@ -512,10 +512,8 @@ def test_files(tmp_path):
 
 
 def command(*args):
-    parser = argparse.ArgumentParser()
-    add_command(parser.add_subparsers())
-    a = parser.parse_args(['pinn', *map(str, args)])
-    return a.do(a)
+    pinn, asked = read_line(['pinn', *map(str, args)])
+    return pinn(**asked)
 
 
 def test_command(tmp_path, capsys, monkeypatch):

@@ -1,5 +1,5 @@
 """Sites: comparison without leaks, metrics and words, memory of patients, the command line."""
-import argparse, json, os, warnings
+import json, os, warnings
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from rdd_nb.cli import main
 from rdd_nb.learners import default_models
 from rdd_nb.merge import MergeTables, union_schema
-from rdd_nb.sites import (METHODS, add_command, compare_once, describe, do_merge, paired_sites, per_split, prepare,
+from rdd_nb.cli import read_line
+from rdd_nb.sites import (METHODS, compare_once, describe, paired_sites, per_split, prepare,
                           privacy_report, site_metrics, site_probabilities,
                           split_sites, summarise_sites, verdicts)
 from rdd_nb.tables import three_hospitals
@@ -75,14 +76,12 @@ def test_privacy_report_finds_copies(hospitals, merged):
 
 @pytest.fixture
 def command(tmp_path, hospitals):
-    parser = argparse.ArgumentParser()
-    add_command(parser.add_subparsers())
     for k, t in hospitals.items(): t.to_csv(tmp_path/f'{k}.csv', index=False)
     def call(*extra, files=('north', 'east', 'south'), out='out.csv'):
-        a = parser.parse_args(['merge', *[str(tmp_path/f'{k}.csv') for k in files], '--target', 'diagnosis', '--rows',
-                               '12', '--steps', '2', '-o', str(tmp_path/out), *extra])
-        assert a.do is do_merge
-        a.do(a)
+        tables = [str(tmp_path/f'{k}.csv') for k in files]
+        merge, asked = read_line(['merge', *tables, '--target', 'diagnosis', '--rows', '12', '--steps', '2', '-o',
+                                  str(tmp_path/out), *extra])
+        merge(**asked)
     return call
 
 
