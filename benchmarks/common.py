@@ -25,7 +25,8 @@ def options(name, description, seeds=None, work=False):
     parser.add_argument('--out', type=Path, default=RESULTS / f'{name}.json', help='result file (default: %(default)s)')
     if seeds: parser.add_argument('--seeds', type=int, default=seeds, help='how many (default: %(default)s)')
     if work:
-        parser.add_argument('--work', type=Path, required=True, help='folder for finished rows; a stopped benchmark goes on from there')
+        parser.add_argument('--work', type=Path, required=True,
+                            help='folder for finished rows; a stopped benchmark goes on from there')
         parser.add_argument('--only', default='', help='regular expression for the rows to compute')
         parser.add_argument('--minutes', type=float, default=float('inf'), help='start no further row after so many')
     torch.set_num_threads(1)

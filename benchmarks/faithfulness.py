@@ -1,6 +1,7 @@
 """Which method for which task: every surrogate as a ranking of candidate sets and as a method of distillation.
 
-    python benchmarks/faithfulness.py --work DIR     # some four minutes of one core a seed; writes results/faithfulness.json
+    # some four minutes of one core a seed; writes results/faithfulness.json
+    python benchmarks/faithfulness.py --work DIR
 
 For each task of `rdd_nb.tasks.TASKS` and each seed, which draws the population or divides the table, and the start:
 

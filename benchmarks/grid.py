@@ -1,6 +1,7 @@
 """Where does the risk help? Families of distillation x risks x places, on the digits with a hidden minority and on coloured MNIST.
 
-    python benchmarks/grid.py --work grid            # writes benchmarks/results/grid.json; more than an hour on one core
+    # writes benchmarks/results/grid.json; more than an hour on one core
+    python benchmarks/grid.py --work grid
     python benchmarks/grid.py --work grid --minutes 5 --only "digits/DM"    # a slice; rows that are there are not computed again
 
 Rows are named `family, risk, place`. Step sizes are chosen on validation data (for the digits shown in both looks as in
@@ -41,7 +42,8 @@ TRAINED = dict(life=10, steps=2, lr=.05)   # networks that learn between the upd
 @dataclass(frozen=True)
 class Family:
     plain: Method
-    trained: dict         # changes of the network plan that a risk on the network needs; {} where the networks are trained anyway
+    # changes of the network plan that a risk on the network needs; {} where the networks are trained anyway
+    trained: dict
     lrs: tuple            # step sizes to choose from; a single one is that of `METHODS`
     choice: tuple         # seeds of the choice: draws of the data on digits, of the distillation on coloured MNIST
     clusters: str = 'kmeans(3)'
@@ -58,11 +60,17 @@ FAMILIES = {
         'MTT': Family(as_method('trajectory', steps=30), {}, (200.,), (), places=PLACES[:2]),
     },
     'colour': {
-        'DM': Family(as_method('distribution', steps=60, batch='random(64)', network=dict(width=32)), TRAINED, (5., 20.), (10,), EARLY, PLACES[1:]),
-        'KRR': Family(as_method('kernel', steps=60, network=dict(width=32)), {}, (.03,), (), EARLY, PLACES[1:2]),
+        'DM':
+        Family(as_method('distribution', steps=60, batch='random(64)', network=dict(width=32)), TRAINED, (5., 20.),
+               (10,), EARLY, PLACES[1:]),
+        'KRR':
+        Family(as_method('kernel', steps=60, network=dict(width=32)), {}, (.03,), (), EARLY, PLACES[1:2]),
     },
 }
-BASELINES = {m: METHODS[m] for m in ('random', 'stratified', 'herding', 'k-center', 'kmeans', 'group-balanced', 'rdd-distance')}
+BASELINES = {
+    m: METHODS[m]
+    for m in ('random', 'stratified', 'herding', 'k-center', 'kmeans', 'group-balanced', 'rdd-distance')
+}
 BASELINES |= {'full': None, 'full-risk': None}
 
 
@@ -95,7 +103,8 @@ def variant(family, risk, place, lr):
     measure = RISKS['uniform' if risk == 'true groups' else risk.split(' in ')[0]][place == 'distance']
     where = 'groups' if risk == 'true groups' else PIXELS if risk.endswith('in pixels') else family.clusters
     looks = place == 'distance' or measure.startswith('twolevel')          # at samples alone, clusters cannot act
-    batch = dict(batch='random(16)') if family.plain.objective == METHODS['trajectory'].objective and place == 'target' else {}
+    batch = dict(
+        batch='random(16)') if family.plain.objective == METHODS['trajectory'].objective and place == 'target' else {}
     return as_method(m, risk=measure, risk_at=place, **dict(clustering=where) if looks else {}, **batch)
 
 
@@ -106,14 +115,17 @@ def grid(family, name, choice):
         risk_at = (risk, place) if at == ('same',) else at
         return lambda: as_method(variant(family, risk, place, choice(*risk_at)), **changes)
     rows = {f'{name}, mean': row(None, None)}
-    if family.trained and 'network' in family.places: rows[f'{name}, mean, network'] = row(None, 'network', ('uniform', 'network'))
+    if family.trained and 'network' in family.places:
+        rows[f'{name}, mean, network'] = row(None, 'network', ('uniform', 'network'))
     if name == 'DM': rows |= {'DM, mean, density weights': row(None, None, base='density'),
                               'DM, mean, k-centre start': row(None, None, start='kcenter'),
                               'DM, CVaR, distance, k-centre start': row('CVaR', 'distance', start='kcenter')}
     for place in family.places:
         for risk in family.risks: rows[f'{name}, {risk}, {place}'] = row(risk, place)
-        if family.clusters != PIXELS: rows[f'{name}, uniform in pixels, {place}'] = row('uniform in pixels', place, ('uniform', place))
-        if place != 'network': rows[f'{name}, true groups, {place}'] = row('true groups', place, ('uniform', place))   # COBRA, FairDD
+        if family.clusters != PIXELS:
+            rows[f'{name}, uniform in pixels, {place}'] = row('uniform in pixels', place, ('uniform', place))
+        if place != 'network':
+            rows[f'{name}, true groups, {place}'] = row('true groups', place, ('uniform', place))  # COBRA, FairDD
     return rows
 
 
@@ -161,7 +173,8 @@ def main():
         def made():
             row = run(name, method, set_name, on, seed)
             seconds = row['seconds'] + row['evaluation_seconds']
-            print(f'{set_name} {on} {name} seed {seed}: {seconds:.0f} s, worst group {row["worst_group_accuracy"]:.3f}', flush=True)
+            print(f'{set_name} {on} {name} seed {seed}: {seconds:.0f} s, worst group {row["worst_group_accuracy"]:.3f}',
+                  flush=True)
             return row
         if wanted not in elsewhere or wanted in rows.index: return rows.row(wanted, made)
         own = dict(set=set_name, on=on, method=name, settings=settings(method), seed=seed, commit=None, source=source)
@@ -176,7 +189,9 @@ def main():
             if risk not in (None, 'uniform'): return choice('uniform', place)
             row, scores = f'{name}, {risk or "mean"}' + (f', {place}' if place else ''), {}
             for lr in family.lrs:
-                found = [compute(row, variant(family, risk, place, lr), set_name, 'val', seed) for seed in family.choice]
+                found = [
+                    compute(row, variant(family, risk, place, lr), set_name, 'val', seed) for seed in family.choice
+                ]
                 scores[lr] = float(np.mean([r['balanced_accuracy'] for r in found]))
             return max(scores, key=scores.get)
         return choice
@@ -189,7 +204,11 @@ def main():
                     absent = set_name == 'colour' and name in ('full', 'full-risk', 'rdd-distance')
                     if todo(set_name, name) and not absent: compute(name, method, set_name, 'test', seed)
             for name in families:
-                table = {row: method for row, method in grid(families[name], name, chooser(set_name, name)).items() if todo(set_name, row)}
+                table = {
+                    row: method
+                    for row, method in grid(families[name], name, chooser(set_name, name)).items()
+                    if todo(set_name, row)
+                }
                 for seed in SEEDS[:args.seeds]:
                     for row, method in table.items(): compute(row, method(), set_name, 'test', seed)
     except TimeIsUp: print('time is up', flush=True)
@@ -198,7 +217,11 @@ def main():
 
 def write_report(rows, out):
     "Rows, and for each set the summary and the paired differences that the grid is about."
-    sets = {s: dict(training=t.describe(), families={n: f.plain.describe() for n, f in FAMILIES[s].items()}) for s, (_, t) in SETS.items()}
+    sets = {
+        s: dict(training=t.describe(), families={n: f.plain.describe()
+                                                 for n, f in FAMILIES[s].items()})
+        for s, (_, t) in SETS.items()
+    }
     kept = 'set', 'method', 'settings', 'seed', 'balanced_accuracy', 'worst_group_accuracy', 'seconds'
     report = dict(config=dict(seeds=list(SEEDS), risks=RISKS, sets=sets), rows=[r for r in rows if r['on'] == 'test'],
                   choice=[{k: r.get(k) for k in kept} for r in rows if r['on'] == 'val'])

@@ -20,14 +20,18 @@ SHORT = dict(trajectory=dict(steps=2), unrolled=dict(steps=4))
 VARIANTS = {
     'gradient, cvar at target': ('gradient', dict(risk='cvar(tail=0.2)', risk_at='target')),
     'gradient, nearest at distance': ('gradient', dict(risk='cvar(tail=0.5)', risk_at='distance')),
-    'gradient, initial at distance': ('gradient', dict(risk='cvar(tail=0.5)', risk_at='distance', clustering='nearest(moving=False)')),
+    'gradient, initial at distance':
+    ('gradient', dict(risk='cvar(tail=0.5)', risk_at='distance', clustering='nearest(moving=False)')),
     'distribution, errors at distance': ('rdd-distance', dict(clustering='kmeans(4, errors, steps=10)')),
     'distribution, features at distance': ('rdd-distance', dict(clustering='kmeans(4, features, steps=10)')),
     'distribution, groups at target': ('cobra', dict(base='density')),
-    'kernel, two levels at target': ('kernel', dict(risk='twolevel(mean, max)', risk_at='target', clustering='kmeans(3)')),
-    'kernel, cvar at distance, learned labels': ('kernel', dict(risk='cvar(tail=0.5)', risk_at='distance', clustering='kmeans(3)', labels='learned')),
+    'kernel, two levels at target': ('kernel', dict(risk='twolevel(mean, max)', risk_at='target',
+                                                    clustering='kmeans(3)')),
+    'kernel, cvar at distance, learned labels':
+    ('kernel', dict(risk='cvar(tail=0.5)', risk_at='distance', clustering='kmeans(3)', labels='learned')),
     'moments, cvar at distance': ('moments', dict(risk='cvar(tail=0.5)', risk_at='distance', clustering='kmeans(2)')),
-    'batch-norm, cvar at distance': ('batch-norm', dict(risk='cvar(tail=0.5)', risk_at='distance', clustering='kmeans(2)')),
+    'batch-norm, cvar at distance': ('batch-norm',
+                                     dict(risk='cvar(tail=0.5)', risk_at='distance', clustering='kmeans(2)')),
     'unrolled, cvar at target': ('unrolled', dict(risk='cvar(tail=0.5)', risk_at='target')),
     'trajectory, cvar at target': ('trajectory', dict(risk='cvar(tail=0.5)', risk_at='target', steps=2)),
     'distribution, frequencies': ('distribution', dict(prior='frequencies(keep=0.5)', optimizer='sgd(0.9)')),
@@ -47,18 +51,23 @@ def hashes():
     train = load_data('digits', 'minority').train
     jobs = {m: (m, SHORT.get(m, dict(steps=6) if METHODS[m].objective else {})) for m in METHODS}
     jobs |= {k: (m, dict(steps=4) | c) if METHODS[m].objective else (m, c) for k, (m, c) in VARIANTS.items()}
-    return {k: digest(distill(train, m, ipc=3, seed=1, device='cpu', progress=False, **c)) for k, (m, c) in jobs.items()}
+    return {
+        k: digest(distill(train, m, ipc=3, seed=1, device='cpu', progress=False, **c))
+        for k, (m, c) in jobs.items()
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--write', action='store_true', help='keep the hashes of today')
     args = parser.parse_args()
-    where, now = dict(torch=torch.__version__, processor=platform.processor() or platform.machine(), threads=1), hashes()
+    where, now = dict(torch=torch.__version__, processor=platform.processor() or platform.machine(),
+                      threads=1), hashes()
     if args.write: return print(write_json(PATH, dict(where=where, hashes=now)))
     kept = read_json(PATH)
     if kept['where'] != where: print(f'not comparable: kept on {kept["where"]}, this is {where}')
-    for k in {**kept['hashes'], **now}: print(f'{"same" if kept["hashes"].get(k) == now.get(k) else "DIFFERENT":9}  {k}')
+    for k in {**kept['hashes'], **now}:
+        print(f'{"same" if kept["hashes"].get(k) == now.get(k) else "DIFFERENT":9}  {k}')
 
 
 if __name__ == '__main__': main()

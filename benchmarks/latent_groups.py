@@ -1,6 +1,7 @@
 """How well do clusters find groups that nobody has labelled? One table for several feature spaces, on digits and on a coloured MNIST.
 
-    OMP_NUM_THREADS=1 python benchmarks/latent_groups.py          # a few minutes, writes benchmarks/results/latent_groups.json
+    # a few minutes, writes benchmarks/results/latent_groups.json
+    OMP_NUM_THREADS=1 python benchmarks/latent_groups.py
 
 The data are training sets with a planted minority (`rdd_nb.sources.load_data`). Group labels are used for the scores only. Samples are clustered inside each class. Feature
 spaces: pixels; a ConvNet that has just been initialised; the same after training (George, Sohoni et al. 2020, clusters in such features), early and late;
@@ -25,7 +26,10 @@ from rdd_nb.core import generator, versions, write_json
 from rdd_nb.sources import load_data
 from rdd_nb.models import make_model
 
-TASKS = {'digits': dict(shift='minority', width=32, early=4, late=40), 'mnist': dict(shift='colour', width=32, early=1, late=12)}
+TASKS = {
+    'digits': dict(shift='minority', width=32, early=4, late=40), 'mnist': dict(shift='colour', width=32, early=1,
+                                                                                late=12)
+}
 
 
 def train(net, data, epochs, seed, batch=64, lr=2e-3):
@@ -51,8 +55,11 @@ def spaces(net, data, when):
     "Feature spaces that a network offers."
     f, scores = outputs(net, data)
     error = scores.softmax(1) - F.one_hot(data.y, scores.shape[1])          # the gradient with respect to the scores
-    return {f'{when} network': f, f'score gradient, {when}': error, f'last-layer gradient, {when}': (error[:, :, None] * f[:, None]).flatten(1),
-            f'loss, {when}': F.cross_entropy(scores, data.y, reduction='none')[:, None]}
+    return {
+        f'{when} network': f, f'score gradient, {when}': error, f'last-layer gradient, {when}':
+        (error[:, :, None] * f[:, None]).flatten(1), f'loss, {when}': F.cross_entropy(scores, data.y,
+                                                                                      reduction='none')[:, None]
+    }
 
 
 def mistakes(net, data):
@@ -87,9 +94,12 @@ def score(ids, y, group):
         i, g = ids[y == c], group[y == c]
         table = pd.crosstab(i.numpy(), g.numpy()).reindex(columns=[0, 1], fill_value=0).to_numpy()
         found = table[table[:, 1] > table[:, 0]]
-        rows.append(dict(ari=adjusted_rand_score(g.numpy(), i.numpy()), purity=table.max(1).sum() / table.sum(),
-                         recall=found[:, 1].sum() / max(1, table[:, 1].sum()), precision=found[:, 1].sum() / found.sum() if len(found) else None))
-    means = pd.DataFrame(rows).astype(float).mean()                         # without the classes that have no such cluster
+        rows.append(
+            dict(ari=adjusted_rand_score(g.numpy(), i.numpy()), purity=table.max(1).sum() / table.sum(),
+                 recall=found[:, 1].sum() / max(1, table[:, 1].sum()),
+                 precision=found[:, 1].sum() / found.sum() if len(found) else None))
+    # without the classes that have no such cluster
+    means = pd.DataFrame(rows).astype(float).mean()
     return {name: None if means.isna()[name] else round(float(means[name]), 4) for name in rows[0]}
 
 
@@ -109,7 +119,8 @@ def study(name, seed, n, ks):
     found.update({key: late[key] for key in ('late network', 'score gradient, late')})
     base = dict(data=name, seed=seed, n=len(data), minority=round(float((data.group == 1).float().mean()), 4))
     for space, f in found.items():
-        for k in ks: yield dict(base, space=space, k=k, **score(class_kmeans_ids(f, data.y, k, seed), data.y, data.group))
+        for k in ks:
+            yield dict(base, space=space, k=k, **score(class_kmeans_ids(f, data.y, k, seed), data.y, data.group))
     for space, ids in pairs.items(): yield dict(base, space=space, k=2, **score(ids, data.y, data.group))
 
 
@@ -121,7 +132,8 @@ def main():
     parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'results' / 'latent_groups.json')
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result = dict(versions=versions(), device='CPU, 1 thread', config=dict(seeds=args.seeds, n=args.n, ks=args.ks, share=.1, tasks=TASKS), absent=[], rows=[])
+    result = dict(versions=versions(), device='CPU, 1 thread', config=dict(seeds=args.seeds, n=args.n, ks=args.ks,
+                                                                           share=.1, tasks=TASKS), absent=[], rows=[])
     for name in TASKS:
         try: load_data(name, 'none')
         except FileNotFoundError as e:
@@ -133,7 +145,10 @@ def main():
             rows = list(study(name, seed, args.n, args.ks))
             result['rows'] += rows
             print(f'{name}, seed {seed}: {time.process_time() - start:.0f} CPU s')
-            if seed == 0: print(pd.DataFrame(rows).drop(columns=['data', 'seed', 'n', 'minority']).to_string(index=False), flush=True)
+            if seed == 0:
+                print(
+                    pd.DataFrame(rows).drop(columns=['data', 'seed', 'n', 'minority']).to_string(index=False),
+                    flush=True)
     write_json(args.out, result)
 
 

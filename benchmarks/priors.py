@@ -22,8 +22,11 @@ from rdd_nb.synthetic import load
 from common import options, write
 
 BUDGET, CLASSES, STEPS, EPOCHS, BATCH = 6400, 10, 80, 200, 128
-PRIORS = {'pixels': Pixels(), 'multi-formation 2': MultiFormation(2), 'frequencies .5': Frequencies(.5), 'frequencies .75': Frequencies(.75),
-          'low rank 16': LowRank(16), 'low rank 32': LowRank(32), 'generator 16': GeneratorLatents(latent=16, width=8)}
+PRIORS = {
+    'pixels': Pixels(), 'multi-formation 2': MultiFormation(2), 'frequencies .5': Frequencies(.5), 'frequencies .75':
+    Frequencies(.75), 'low rank 16': LowRank(16), 'low rank 32': LowRank(32), 'generator 16':
+    GeneratorLatents(latent=16, width=8)
+}
 ROWS = 'kmeans', 'distribution', 'rdd-distance'
 
 
@@ -45,7 +48,8 @@ def row(splits, method, name, ipc, seed, out):
     made, kept = out/'synthetic.safetensors', out/'evaluation.json'
     s = load(made) if made.exists() else distill(splits.train, m, ipc, seed, 'cpu', out, resume=True, progress=False)
     if not kept.exists(): write_json(kept, evaluate(s, splits.test, training, 1, seed, device='cpu'))
-    own = dict(bytes=s.provenance['bytes'], samples=images * CLASSES, setting=repr(prior), lr=m.lr, epochs=training.epochs, batch=training.batch)
+    own = dict(bytes=s.provenance['bytes'], samples=images * CLASSES, setting=repr(prior), lr=m.lr,
+               epochs=training.epochs, batch=training.batch)
     return dict(method=f'{method}, {name}') | read_json(kept) | own | dict(seconds=s.provenance['seconds'])
 
 
@@ -63,11 +67,17 @@ def main():
                     rows.append(row(splits, method, name, ipc[name], seed, work/'runs'/f'{method} {name} {seed}'))
                     groups = {k: round(v, 3) for k, v in rows[-1]['group_accuracy'].items()}
                     print(rows[-1]['method'], seed, rows[-1]['samples'], groups, flush=True)
-            pairs = [p for m in ROWS for p in paired([r for r in rows if r['method'].startswith(m + ',')], [f'{m}, pixels'])]
-            for n in PRIORS: pairs += paired([r for r in rows if r['method'].endswith(f', {n}')], [f'kmeans, {n}', f'distribution, {n}'])
-            config = dict(budget=BUDGET, steps=STEPS, seeds=seed + 1, training=Training(epochs=EPOCHS, batch=BATCH).describe(), networks=1, ipc=ipc,
-                          command='python benchmarks/priors.py')
-            write(args.out, config=config, seconds=round(sum(r['seconds'] for r in rows), 1), rows=rows, summary=summarise(rows), paired=pairs)
+            pairs = [
+                p for m in ROWS for p in paired([r for r in rows if r['method'].startswith(m + ',')], [f'{m}, pixels'])
+            ]
+            for n in PRIORS:
+                pairs += paired([r for r in rows if r['method'].endswith(f', {n}')],
+                                [f'kmeans, {n}', f'distribution, {n}'])
+            config = dict(budget=BUDGET, steps=STEPS, seeds=seed + 1, training=Training(epochs=EPOCHS,
+                                                                                        batch=BATCH).describe(),
+                          networks=1, ipc=ipc, command='python benchmarks/priors.py')
+            write(args.out, config=config, seconds=round(sum(r['seconds'] for r in rows), 1), rows=rows,
+                  summary=summarise(rows), paired=pairs)
 
 
 if __name__ == '__main__': main()

@@ -1,6 +1,7 @@
 """Steps per second and peak memory of plain matching and of RDD, beside a plain eager loop in the style of published code.
 
-    OMP_NUM_THREADS=1 python benchmarks/steps.py                   # writes benchmarks/results/steps-cpu.json, some minutes
+    # writes benchmarks/results/steps-cpu.json, some minutes
+    OMP_NUM_THREADS=1 python benchmarks/steps.py
     python benchmarks/steps.py --device cuda                       # writes benchmarks/results/steps-cuda.json
     python benchmarks/steps.py --sizes digits --seconds 2          # a quick look
 
@@ -23,7 +24,8 @@ from rdd_nb.models import make_model
 
 from common import RESULTS, options, write
 
-SIZES = dict(digits=((1, 8, 8), 32, 64), mnist=((1, 28, 28), 128, 64), cifar=((3, 32, 32), 128, 64))  # shape, width, real samples per class
+# shape, width, real samples per class
+SIZES = dict(digits=((1, 8, 8), 32, 64), mnist=((1, 28, 28), 128, 64), cifar=((3, 32, 32), 128, 64))
 METHODS = 'gradient', 'rdd-target', 'distribution', 'rdd-distance'
 IPC, CLASSES = 10, 10
 
@@ -33,7 +35,8 @@ def eager_gradient_step(net, x, y, images, sy, optimizer):
     parameters, loss = list(net.parameters()), 0.
     for c in range(CLASSES):
         real = torch.autograd.grad(F.cross_entropy(net(x[y == c]), y[y == c]), parameters)
-        synthetic = torch.autograd.grad(F.cross_entropy(net(images[sy == c]), sy[sy == c]), parameters, create_graph=True)
+        synthetic = torch.autograd.grad(F.cross_entropy(net(images[sy == c]), sy[sy == c]), parameters,
+                                        create_graph=True)
         for a, b in zip(real, synthetic):
             if a.dim() == 1: continue
             a, b = a.detach().flatten(1), b.flatten(1)
@@ -107,11 +110,15 @@ def main():
         shape, width, batch = SIZES[size]
         best = fastest(contestants(shape, width, batch, args.device), args.device, args.seconds)
         for name in best:
-            with ProcessPoolExecutor(1, get_context('spawn')) as fresh: mb = fresh.submit(peak, size, name, args.device).result()
-            base = best['eager gradient' if name in ('gradient', 'rdd-target', 'eager gradient') else 'eager distribution']
+            with ProcessPoolExecutor(1, get_context('spawn')) as fresh:
+                mb = fresh.submit(peak, size, name, args.device).result()
+            base = best['eager gradient' if name in ('gradient', 'rdd-target',
+                                                     'eager gradient') else 'eager distribution']
             rows.append(dict(size=size, shape=shape, width=width, batch=batch, ipc=IPC, method=name, seconds=best[name],
                              steps_per_second=1 / best[name], to_eager=best[name] / base, peak_mb=round(mb, 1)))
-            print(f"{size:7} {name:19} {1 / best[name]:8.2f} steps/s   time / eager {best[name] / base:5.2f}   peak {mb:7.1f} MB", flush=True)
+            print(
+                f"{size:7} {name:19} {1 / best[name]:8.2f} steps/s   time / eager {best[name] / base:5.2f}   peak {mb:7.1f} MB",
+                flush=True)
     write(args.out, config=dict(device=args.device, threads=torch.get_num_threads(), seconds=args.seconds), rows=rows)
 
 

@@ -27,26 +27,27 @@ MEAN_CVAR, SOFTER, HARDER = (f'0.5*mean + 0.5*cvar(tail={tail})' for tail in (.5
 UNIFORM = 'twolevel(mean, mean)'
 
 
-def grid(method, **choices): return [(method, dict(zip(choices, values))) for values in itertools.product(*choices.values())]
+def grid(method, **choices):
+    return [(method, dict(zip(choices, values))) for values in itertools.product(*choices.values())]
 
 
 def k(*sizes): return [f'kmeans({size})' for size in sizes]
 
 
-SETTINGS = [('kmeans', {}), ('random', {}),
-            *grid('distribution', lr=[1., 5., 20.]),
-            *grid('rdd-distance', lr=[1., 5., 20.], risk=[MEAN_CVAR], clustering=k(3)),
-            *grid('rdd-distance', lr=[5.], risk=[MEAN_CVAR], clustering=k(2, 4, 6)),
-            *grid('rdd-distance', lr=[5.], risk=['mean', SOFTER, HARDER], clustering=k(3)),
-            *grid('rdd-distance', lr=[5.], risk=['mean', HARDER], clustering=['nearest']),
-            *grid('gradient', lr=[.02, .05, .2, .5]),
-            *grid('rdd-target', lr=[.05, .2, .5], risk=[UNIFORM], clustering=k(3)),
-            *grid('rdd-target', lr=[.2], risk=[f'twolevel(mean, {SOFTER})', f'twolevel(mean, {MEAN_CVAR})'], clustering=k(3)),
-            *grid('rdd-target', lr=[.2], risk=[UNIFORM], clustering=k(2, 6)),
-            *grid('rdd-target', lr=[.2], risk=[f'twolevel(mean, {MEAN_CVAR})'], clustering=k(4, 6)),
-            *grid('rdd-distance', lr=[5.], risk=['mean', SOFTER], clustering=k(4)),
-            *grid('rdd-target', lr=[.2], risk=[UNIFORM], clustering=['nearest']),
-            *grid('rdd-network', lr=[.2], risk=[UNIFORM, f'twolevel(mean, {MEAN_CVAR})'], clustering=k(3))]
+SETTINGS = [
+    ('kmeans', {}), ('random', {}), *grid('distribution', lr=[1., 5., 20.]),
+    *grid('rdd-distance', lr=[1., 5., 20.], risk=[MEAN_CVAR], clustering=k(3)),
+    *grid('rdd-distance', lr=[5.], risk=[MEAN_CVAR], clustering=k(2, 4, 6)),
+    *grid('rdd-distance', lr=[5.], risk=['mean', SOFTER, HARDER], clustering=k(3)),
+    *grid('rdd-distance', lr=[5.], risk=['mean', HARDER], clustering=['nearest']),
+    *grid('gradient', lr=[.02, .05, .2, .5]), *grid('rdd-target', lr=[.05, .2, .5], risk=[UNIFORM], clustering=k(3)),
+    *grid('rdd-target', lr=[.2], risk=[f'twolevel(mean, {SOFTER})', f'twolevel(mean, {MEAN_CVAR})'], clustering=k(3)),
+    *grid('rdd-target', lr=[.2], risk=[UNIFORM], clustering=k(2, 6)),
+    *grid('rdd-target', lr=[.2], risk=[f'twolevel(mean, {MEAN_CVAR})'], clustering=k(4, 6)),
+    *grid('rdd-distance', lr=[5.], risk=['mean', SOFTER], clustering=k(4)),
+    *grid('rdd-target', lr=[.2], risk=[UNIFORM], clustering=['nearest']),
+    *grid('rdd-network', lr=[.2], risk=[UNIFORM, f'twolevel(mean, {MEAN_CVAR})'], clustering=k(3))
+]
 
 
 def both_looks(splits):
@@ -54,7 +55,8 @@ def both_looks(splits):
     raw, planted = splits.val.pixels(), splits.val.group.bool().view(-1, 1, 1, 1)
     raw = raw.where(~planted, data.invert_transpose(raw))          # the look is its own inverse
     x, y, group = shifts.SHIFTS['minority'](raw, splits.val.y, splits.val.n_classes, .5, None, test=True)
-    both = data.GroupedDataset(x, y, group, splits.val.classes, splits.val.groups, name='digits/validation in both looks')
+    both = data.GroupedDataset(x, y, group, splits.val.classes, splits.val.groups,
+                               name='digits/validation in both looks')
     return both.renormalise(splits.train.mean, splits.train.std)
 
 
@@ -81,8 +83,10 @@ def main():
     for m, s in SETTINGS:
         own = [r for r in rows if (r['method'], r['setting']) == (m, s)]
         mean = lambda f: np.mean([f(r) for r in own])
-        print(f"{m:13} {json.dumps(s):105} balanced {mean(lambda r: r['balanced_accuracy']):.3f}  majority {mean(lambda r: r['group_accuracy']['majority']):.3f}"
-              f"  minority {mean(lambda r: r['group_accuracy']['minority']):.3f}  worst {mean(lambda r: r['worst_class_group_accuracy']):.3f}")
+        print(
+            f"{m:13} {json.dumps(s):105} balanced {mean(lambda r: r['balanced_accuracy']):.3f}  majority {mean(lambda r: r['group_accuracy']['majority']):.3f}"
+            f"  minority {mean(lambda r: r['group_accuracy']['minority']):.3f}  worst {mean(lambda r: r['worst_class_group_accuracy']):.3f}"
+        )
 
 
 if __name__ == '__main__': main()

@@ -105,18 +105,24 @@ class KMeansClustering(_InSpace, names=('kmeans',)):
     def label(self, d): return class_kmeans_ids(d.x, d.y, self.k or d.ipc, d.seed, self.seen(d), d.n_classes)
 
 # %% ../nbs/20_clustering.ipynb #dcf7dd0b
+def _clusterer(estimator, options):
+    "Raises `ValueError` for what is no clusterer, by name with its settings or as an object."
+    if isinstance(estimator, str):
+        known = [n for n in sklearn.cluster.__all__ if hasattr(getattr(sklearn.cluster, n), 'fit_predict')]
+        kind = getattr(sklearn.cluster, one_of('estimator', estimator, known))
+        try: kind(**options)
+        except TypeError as e: raise ValueError(f'{estimator}: {e}') from None
+    elif not hasattr(estimator, 'fit_predict'):
+        raise ValueError(f'estimator={shown(estimator)}: expected a name in sklearn.cluster or a clusterer')
+    elif options: raise ValueError(f'{next(iter(options))}: give settings to the estimator itself')
+    return estimator, options
+
+# %% ../nbs/20_clustering.ipynb #dc1a8c97
 class SklearnClustering(_InSpace, names=('sklearn',)):
     "Clusters found in each class by a scikit-learn clusterer."
     def __init__(self, estimator, space='pixels', steps=None, **options):
-        if isinstance(estimator, str):
-            known = [n for n in sklearn.cluster.__all__ if hasattr(getattr(sklearn.cluster, n), 'fit_predict')]
-            kind = getattr(sklearn.cluster, one_of('estimator', estimator, known))
-            try: kind(**options)
-            except TypeError as e: raise ValueError(f'{estimator}: {e}') from None
-        elif not hasattr(estimator, 'fit_predict'):
-            raise ValueError(f'estimator={shown(estimator)}: expected a name in sklearn.cluster or a clusterer')
-        elif options: raise ValueError(f'{next(iter(options))}: give settings to the estimator itself')
-        self.estimator, (self.space, self.steps), self.options = estimator, _space(space, steps), options
+        self.estimator, self.options = _clusterer(estimator, options)
+        self.space, self.steps = _space(space, steps)
 
     def label(self, d):
         seen, label = self.seen(d).flatten(1).cpu().numpy(), np.zeros(len(d.y), dtype=np.int64)

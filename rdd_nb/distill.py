@@ -58,6 +58,7 @@ def _setup(self: Distiller, data, progress):
                      m.risk, m.risk_at, progress, ipc, group, start)
     return shows
 
+# %% ../nbs/45_distill.ipynb #d66e1c4a
 @patch
 def _begin(self: Distiller, data, progress):
     "Let each part of the method prepare itself."
@@ -133,6 +134,7 @@ def _loss(self: Distiller) -> tuple: # (loss, weights of the real samples of the
                   index, generator(self.seed, 'objective', t), t / m.steps)
     return *self.objective.loss(self.network, batch, m.risk, at), index
 
+# %% ../nbs/45_distill.ipynb #39fcf9d4
 @patch
 def clusters(self: Distiller, index) -> Tensor: # (n,)
     "The cluster of the real samples `index`."
@@ -180,6 +182,7 @@ def step(self: Distiller) -> float: # the objective's loss
     if not math.isfinite(self.history[-1]): raise ValueError(self._not_finite())
     return self.history[-1]
 
+# %% ../nbs/45_distill.ipynb #c47ac99f
 @patch
 def _not_finite(self: Distiller):
     m, where = self.method, f'the loss is {self.history[-1]} at step {self.step_number}'
@@ -227,6 +230,12 @@ def result(self: Distiller, provenance=None, mean=None, std=None, classes=None) 
     return SyntheticDataset(images, self.sy, mean, std, classes, self.initial, mass, weight, provenance, soft)
 
 # %% ../nbs/45_distill.ipynb #640c3a90
+def _check_groups(data, method):
+    if not method.sees_groups or data.group is not None: return
+    part = method.start if method.start.sees_groups else method.clustering
+    raise ValueError(f'{shown(part)} needs a data set with group ids, and this one has none')
+
+# %% ../nbs/45_distill.ipynb #254d6169
 def check_inputs(
     data,        # training data
     method,      # a `Method`
@@ -244,9 +253,7 @@ def check_inputs(
     if need > fewest:
         packed = f' times {method.prior.per_sample} of {method.prior!r}' if need > ipc else ''
         raise ValueError(f'ipc={shown(ipc)}{packed} is more than the {fewest} samples of class {name}')
-    if method.sees_groups and data.group is None:
-        part = method.start if method.start.sees_groups else method.clustering
-        raise ValueError(f'{shown(part)} needs a data set with group ids, and this one has none')
+    _check_groups(data, method)
     if not torch.isfinite(data.x).all(): raise ValueError('x of the data set holds NaN or infinite values')
 
 # %% ../nbs/45_distill.ipynb #20a1267d
@@ -257,6 +264,7 @@ def _differing(old, new):
         old, new = f'{k}={old.get(k)}', f'{k}={new.get(k)}'
     return f'{shown(str(old))} there, {shown(str(new))} asked for'.replace("'", '')
 
+# %% ../nbs/45_distill.ipynb #dfe67556
 def _look(out, config, resume):
     "The configuration found in a folder that can take this run, or None; else a `ValueError`. Writes nothing."
     name, path = printable(out), out/'config.json'
@@ -291,6 +299,9 @@ class _Folder:
         changed = '; '.join(f'{k} {then[k]} then, {now[k]} now' for k in other)
         if other: warnings.warn(f'resumed under other conditions ({changed}): the result can differ in the last bits')
 
+    @property
+    def finished(self): return self.found is not None and self.done.exists()
+
     def claim(self):
         if self.found is not None: return
         self.found = self.config | dict(versions=versions())
@@ -314,6 +325,7 @@ def restore(self: _Folder, run):
         name = printable(self.checkpoint)
         raise ValueError(f'{name}: not a checkpoint of this run; delete it to start again') from None
 
+# %% ../nbs/45_distill.ipynb #a4bd298e
 @patch
 def keep(self: _Folder, run, seconds):
     "Write a checkpoint."
@@ -381,9 +393,9 @@ def distill(
     name, method = _named(method, changes)
     config = _config(data, method, ipc, seed, checkpoint_every, out)
     folder = None if out is None else _Folder(out, config, resume)
-    if folder and folder.found and folder.done.exists(): return load(folder.done)
-    return _distill(data, method, config, pick_device(device), folder, progress, checkpoint_every, source, label
-                    or name, name)
+    if folder and folder.finished: return load(folder.done)
+    how = dict(every=checkpoint_every, source=source, label=label or name, name=name)
+    return _distill(data, method, config, pick_device(device), folder, progress, **how)
 
 # %% ../nbs/45_distill.ipynb #9ca7fd53
 def _config(data, method, ipc, seed, checkpoint_every, out):
@@ -394,6 +406,7 @@ def _config(data, method, ipc, seed, checkpoint_every, out):
     return dict(data=data.name, data_hash=data.hash(), ipc=whole('ipc', ipc), seed=whole('seed', seed, 0),
                 method=method.describe())
 
+# %% ../nbs/45_distill.ipynb #5c883ee7
 def _distill(data, method, config, device, folder, progress, every, source, label, name):
     "The run itself."
     with Cost(device) as cost:

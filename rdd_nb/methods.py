@@ -118,6 +118,7 @@ def idle(m) -> dict: # setting -> why it cannot act; settings of the network pla
     if o is None and not acts: found['augment'] = 'nothing is trained'
     return found
 
+# %% ../nbs/44_methods.ipynb #e79195ca
 def _why(m, name):
     "Why a setting of the network plan cannot act."
     if m.objective is None: return 'no network of this plan is used'
@@ -129,6 +130,7 @@ def _why(m, name):
 PARTS = dict(objective=Objective, clustering=Clustering, risk=Risk, start=Selection, prior=Prior, labels=Labels,
              optimizer=Optimizer, batch=RealBatch, network=Network)   # the kind of each field that is a part
 
+# %% ../nbs/44_methods.ipynb #89605155
 @dataclass(frozen=True)
 class Method:
     "What a distillation does; see `METHODS` for the named ones."
@@ -148,12 +150,16 @@ class Method:
     network: object = 'convnet'   # the networks, such as 'convnet(life=10, steps=2)'
     augment: str = ''             # names of `rdd_nb.augment`, such as 'crop scale'
 
-    def __post_init__(self):
-        vars(self).update(_read_fields(vars(self)))
-        _check(self)
-        for setting, why in idle(self).items():
-            value = _get(self, setting)
-            if value != _get(PLAIN, setting): raise ValueError(f'{setting}={shown(value)} has no effect: {why}')
+    def __post_init__(self): _settle(self)
+
+# %% ../nbs/44_methods.ipynb #ad4439d5
+def _settle(m):
+    "Read the parts of a new method; raise `ValueError` for what does not go together or cannot act."
+    vars(m).update(_read_fields(vars(m)))
+    _check(m)
+    for setting, why in idle(m).items():
+        value = _get(m, setting)
+        if value != _get(PLAIN, setting): raise ValueError(f'{setting}={shown(value)} has no effect: {why}')
 
 # %% ../nbs/44_methods.ipynb #17da4809
 def _read_fields(fields) -> dict:
@@ -288,7 +294,8 @@ name_method('idc', _IDC, 'Gradient matching with four images stored in one.', ci
 name_method('dream', dataclasses.replace(_IDC, batch='representative(32)'), 'IDC with representative real batches.',
             cite='DREAM, Liu et al. 2023')
 name_method('distribution', _DISTRIBUTION,
-            'Distribution matching: mean features agree with those of the real data, class by class.', cite='DM, Zhao and Bilen 2023')
+            'Distribution matching: mean features agree with those of the real data, class by class.',
+            cite='DM, Zhao and Bilen 2023')
 
 # %% ../nbs/44_methods.ipynb #583ff1c5
 name_method('trajectory', Method('trajectory', steps=60, lr=200.),
@@ -296,7 +303,8 @@ name_method('trajectory', Method('trajectory', steps=60, lr=200.),
             cite='MTT, Cazenavette et al. 2022')
 name_method('kernel', Method('kernel', steps=200, lr=.01, optimizer='adam',
                              network='convnet(life=10, steps=2, lr=0.05)'),
-            'Kernel ridge regression from the images predicts the real labels.', cite='FRePo, Zhou et al. 2022; KIP, Nguyen et al. 2021')
+            'Kernel ridge regression from the images predicts the real labels.',
+            cite='FRePo, Zhou et al. 2022; KIP, Nguyen et al. 2021')
 name_method('unrolled', Method('unrolled(steps=20, lr=0.1)', steps=100, lr=.003, optimizer='adam'),
             'Differentiates through a short training on the images.', cite='Wang et al. 2018')
 

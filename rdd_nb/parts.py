@@ -98,6 +98,7 @@ def _combined(a, op, b):
     if isinstance(op, ast.Mult) and parts == 1 and isinstance(a if isinstance(b, Part) else b, Real): return a * b
     raise SyntaxError
 
+# %% ../nbs/02_parts.ipynb #711ad80c
 def _value(node, cls, top=False):
     "What a node of the syntax tree stands for, as a part of kind `cls` or a plain value."
     def inside(n): return _value(n, cls)

@@ -295,9 +295,12 @@ def test_summary():
     assert [s['method'] for s in found] == ['b', 'a', 'c'] and [s['n_seeds'] for s in found] == [2, 2, 1]
     for s in found:
         values = np.array(table[s['method']])
-        assert s['accuracy'] == accuracy_interval(values) and s['group_accuracy']['many'] == accuracy_interval(values ** 2)
+        assert s['accuracy'] == accuracy_interval(values) and s['group_accuracy']['many'] == accuracy_interval(values**
+                                                                                                               2)
         assert set(s['group_accuracy']) == {'many', 'few'}
-        assert {k for k in s if k in METRICS} == {'accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy', 'seconds'}
+        assert {k
+                for k in s
+                if k in METRICS} == {'accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy', 'seconds'}
     assert summarise([]) == []
 
 

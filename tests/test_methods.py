@@ -84,7 +84,8 @@ def test_a_setting_acts_or_is_refused(name, setting):
     try: changed = as_method(m, **{field: OTHER[setting](m)})
     except ValueError as e:
         assert '\n' not in str(e) and len(str(e)) < 300
-        if setting in idle(m) and field not in ('clustering', 'objective', 'risk', 'risk_at'): assert 'no effect' in str(e), str(e)
+        if setting in idle(m) and field not in ('clustering', 'objective', 'risk', 'risk_at'):
+            assert 'no effect' in str(e), str(e)
         return
     assert changed != m
     try: after = outcome(changed)

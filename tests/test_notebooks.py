@@ -17,7 +17,8 @@ def tool(command, *args, cwd):
     "Run one of nbdev's commands as a user would, without a display and on one thread."
     env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MPLBACKEND')} | {'OMP_NUM_THREADS': '1'}
     if env.get('RDD_NB_DATA'): env['RDD_NB_DATA'] = str(Path(env['RDD_NB_DATA']).absolute())
-    done = subprocess.run([Path(sys.executable).parent/command, *args], cwd=cwd, env=env, capture_output=True, text=True)
+    done = subprocess.run([Path(sys.executable).parent / command, *args], cwd=cwd, env=env, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -34,7 +35,8 @@ def test_package_is_what_the_notebooks_export(tmp_path):
     shutil.copy(ROOT/'settings.ini', tmp_path)
     (tmp_path/'rdd_nb').mkdir()
     tool('nbdev_export', cwd=tmp_path)
-    ours, exported = ({p.name: p.read_text(encoding='utf-8') for p in (root/'rdd_nb').glob('*.py')} for root in (ROOT, tmp_path))
+    ours, exported = ({p.name: p.read_text(encoding='utf-8')
+                       for p in (root / 'rdd_nb').glob('*.py')} for root in (ROOT, tmp_path))
     assert ours.keys() == exported.keys()
     assert [f for f in ours if ours[f] != exported[f]] == [], 'run nbdev_export'
 
@@ -69,5 +71,6 @@ def test_stored_outputs_are_presentable(path):
         assert out.get('name') != 'stderr', texts(out)
         for text in texts(out):
             # pictures inside HTML are base64, which can contain anything
-            found = re.search(r'(?<![\w.:/])/(home|Users|root|tmp|work|var/folders)/\S*', re.sub(r'base64,[\w+/=\s]+', '', text))
+            found = re.search(r'(?<![\w.:/])/(home|Users|root|tmp|work|var/folders)/\S*',
+                              re.sub(r'base64,[\w+/=\s]+', '', text))
             assert not found, f'a path of one machine in a stored output: {found}'

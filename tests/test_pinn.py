@@ -229,7 +229,7 @@ def test_a_thin_allen_cahn_layer_is_refined():
 def test_what_cannot_be_resolved_is_refused_in_one_line(pde):
     few = lambda n: solve(pde, linspace(pde.low[0], pde.high[0], 41), linspace(0, .2, 3), inside(pde, 1, 0), n, n)
     with pytest.raises(ValueError,
-        match='reference is not resolved: grids of .* points differ by') as e: resolved(pde, few, most=128)
+        match='reference is not resolved: grids of .* points differ by') as e:        resolved(pde, few, most=128)
     assert '\n' not in str(e.value) and len(str(e.value)) < 300
 
 
@@ -259,9 +259,9 @@ def test_an_exact_network_would_have_error_zero():
     torch.testing.assert_close(exam.errors(lambda q, c: 0 * q[:, 0]), torch.ones(4, dtype=F64))
 
 
-needs_data = pytest.mark.skipif('RDD_NB_DATA' not in os.environ or not Path(os.environ.get('RDD_NB_DATA', '.'),
-    'pinn-references').is_dir(),
-                                reason='needs published solutions: set RDD_NB_DATA to a folder that holds pinn-references')
+needs_data = pytest.mark.skipif(
+    'RDD_NB_DATA' not in os.environ or not Path(os.environ.get('RDD_NB_DATA', '.'), 'pinn-references').is_dir(),
+    reason='needs published solutions: set RDD_NB_DATA to a folder that holds pinn-references')
 
 
 ONE = torch.tensor([[1., 0, 0]], dtype=F64)

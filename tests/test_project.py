@@ -13,9 +13,12 @@ CFG = CONFIG['DEFAULT']
 MODULES = {p.stem: p.read_text(encoding='utf-8') for p in (ROOT/'rdd_nb').glob('*.py') if not p.stem.startswith('_')}
 
 # from the top of the house to the ground; a module imports from lower floors only, never from its own
-FLOORS = ['cli', 'commands', 'sweep sites', 'report', 'report_images compare merge collocation', 'findings', 'distill runs surrogates', 'methods evaluation tasks pinn',
-          'bilevel trajectory moments teacher foreign blocks', 'matching synthetic metrics sources equations plots', 'clustering', 'shifts coresets',
-          'data tables learners models augment corruptions intervals kmeans risk priors spectral', 'parts', 'core pictures']
+FLOORS = [
+    'cli', 'commands', 'sweep sites', 'report', 'report_images compare merge collocation', 'findings',
+    'distill runs surrogates', 'methods evaluation tasks pinn', 'bilevel trajectory moments teacher foreign blocks',
+    'matching synthetic metrics sources equations plots', 'clustering', 'shifts coresets',
+    'data tables learners models augment corruptions intervals kmeans risk priors spectral', 'parts', 'core pictures'
+]
 HEIGHT = {module: -depth for depth, floor in enumerate(FLOORS) for module in floor.split()}
 
 
@@ -112,8 +115,10 @@ def build(folder, kind):
 def wheel(tmp_path_factory):
     "The wheel built from the sdist, so that what the sdist lacks is missed."
     tmp = tmp_path_factory.mktemp('build')
-    for path in ['settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE']: shutil.copy(ROOT/path, tmp)
-    for path in ['rdd_nb', 'nbs', 'tests']: shutil.copytree(ROOT/path, tmp/path, ignore=shutil.ignore_patterns('__pycache__'))
+    for path in ['settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE']:
+        shutil.copy(ROOT / path, tmp)
+    for path in ['rdd_nb', 'nbs', 'tests']:
+        shutil.copytree(ROOT / path, tmp / path, ignore=shutil.ignore_patterns('__pycache__'))
     sdist = build(tmp, 'sdist')
     shutil.unpack_archive(sdist, tmp/'unpacked', filter='data')
     return zipfile.ZipFile(build(next((tmp/'unpacked').iterdir()), 'wheel'))
