@@ -7,7 +7,7 @@ __all__ = ['PORTFOLIO', 'EPOCHS', 'CRITERION', 'distill_together', 'Answers', 'a
            'TailCriterion', 'SharedTailCriterion', 'ForgottenCriterion', 'frozen_clusters', 'WorstClusterCriterion',
            'Sum', 'Choice', 'judge', 'choose', 'hold_out', 'distill_auto']
 
-# %% ../nbs/66_auto.ipynb #557775be
+# %% ../nbs/66_auto.ipynb #fe902c36
 import dataclasses, inspect, time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from tqdm.auto import tqdm
+
+# %% ../nbs/66_auto.ipynb #c0fc1df0
 from .clustering import SPACES
 from .core import generator, pick_device, printable, read_json, versions, write_json
 from .data import GroupedDataset, split
@@ -29,7 +31,7 @@ from .models import in_chunks
 from .parts import Part, number, one_of, shown, whole
 from .risk import CVaR
 
-# %% ../nbs/66_auto.ipynb #8cbef46f
+# %% ../nbs/66_auto.ipynb #129093ef
 PORTFOLIO = {k: METHODS[k] for k in ('k-center', 'kmeans', 'density', 'distribution', 'rdd-distance')} | {
     'rdd-distance from k-center': as_method('rdd-distance', start='kcenter'),
     'rdd-distance over errors': as_method('rdd-distance', clustering='kmeans(4, errors)'),
@@ -37,7 +39,7 @@ PORTFOLIO = {k: METHODS[k] for k in ('k-center', 'kmeans', 'density', 'distribut
         as_method('rdd-distance', start='kcenter', clustering='kmeans(4, errors)'),
 }
 
-# %% ../nbs/66_auto.ipynb #5803f581
+# %% ../nbs/66_auto.ipynb #a0c59a9f
 class _Shared(torch.nn.Module):
     "A network that remembers the features of the samples it saw last, for distillations that see the same."
     def __init__(self, network):
@@ -53,7 +55,7 @@ class _Shared(torch.nn.Module):
         self.seen.append((x, self.network.features(x)))
         return self.seen[-1][1]
 
-# %% ../nbs/66_auto.ipynb #40b54798
+# %% ../nbs/66_auto.ipynb #a55c0cee
 class _Member(Distiller):
     "A distillation that takes its networks from `shared` where another one has drawn the same."
     def __init__(self, shared, *args):
@@ -68,17 +70,18 @@ class _Member(Distiller):
             self.shared[plan] = t, net, torch.optim.SGD([torch.zeros(())])
         _, self.network, self.network_optimizer = self.shared[plan]
 
-    def _train_for(self, net, steps, *keys, lr=None, plain=False):
-        if not plain: return super()._train_for(net, steps, *keys, lr=lr)
-        before = {k: v.clone() for k, v in net.state_dict().items()}
-        key = self.method.network, self.method.augment, steps, keys, lr
-        first, after = self.shared.get(key, ({}, None))
-        if first.keys() == before.keys() and all(torch.equal(v, first[k]) for k, v in before.items()):
-            return net.load_state_dict(after)
-        super()._train_for(net, steps, *keys, lr=lr, plain=True)
-        self.shared[key] = before, {k: v.clone() for k, v in net.state_dict().items()}
+# %% ../nbs/66_auto.ipynb #61c1f895
+@patch
+def _train_for(self: _Member, net, steps, *keys, lr=None, plain=False):
+    "As for every distillation; a plain training that another member did from the same first weights is not repeated."
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    key = self.method.network, self.method.augment, steps, keys, lr
+    first, after = self.shared.get(key, ({}, None)) if plain else ({}, None)
+    if first and all(torch.equal(v, first[k]) for k, v in before.items()): return net.load_state_dict(after)
+    Distiller._train_for(self, net, steps, *keys, lr=lr, plain=plain)
+    if plain: self.shared[key] = before, {k: v.clone() for k, v in net.state_dict().items()}
 
-# %% ../nbs/66_auto.ipynb #389a7806
+# %% ../nbs/66_auto.ipynb #167bdbfc
 def distill_together(
     data: GroupedDataset,   # training data
     methods: dict,          # name -> `Method`
@@ -97,7 +100,7 @@ def distill_together(
     made = {k: dict(method=k, seed=seed, ipc=ipc, steps=m.steps, data=data.name) for k, m in methods.items()}
     return {k: run.result(made[k], data.mean, data.std, data.classes) for k, run in runs.items()}
 
-# %% ../nbs/66_auto.ipynb #4d53ad7f
+# %% ../nbs/66_auto.ipynb #1a7c77a6
 @dataclass(frozen=True)
 class Answers:
     "What networks trained on one candidate's set say about the validation samples."
@@ -111,7 +114,7 @@ class Answers:
         right = self.scores.double().log_softmax(2)[:, torch.arange(len(self.y)), self.y]
         return (-right if of == 'loss' else 1 - right.exp()).mean(0)
 
-# %% ../nbs/66_auto.ipynb #87fa9a79
+# %% ../nbs/66_auto.ipynb #3a967973
 EPOCHS = Training(epochs=60)
 
 def answers(
@@ -127,7 +130,7 @@ def answers(
     nets = [train(s.x, y, val.n_classes, training, ('auto', seed, k), device) for k in range(networks)]
     return Answers(torch.stack([predict_scores(net, val.x) for net in nets]), val.y.cpu())
 
-# %% ../nbs/66_auto.ipynb #40a159d9
+# %% ../nbs/66_auto.ipynb #d84fc1e4
 @dataclass
 class Evidence:
     "What a criterion may look at: training and validation data without group labels, and the candidates' answers."
@@ -150,7 +153,7 @@ class Evidence:
         t = dataclasses.replace(t, epochs=max(1, round(100 * t.batch / len(rows))))
         return train(d.x[rows], d.y[rows], d.n_classes, t, ('auto', 'reference', self.seed), self.device)
 
-# %% ../nbs/66_auto.ipynb #0a791f0c
+# %% ../nbs/66_auto.ipynb #642098fd
 class Criterion(Part, kind='criterion'):
     "Orders candidates without group labels: more is worse. Subclass it and write `scores`."
     def scores(self,
@@ -169,7 +172,7 @@ class MeanCriterion(Criterion, names=('mean',)):
 
     def scores(self, e, p): return p @ e.values(self.of).T
 
-# %% ../nbs/66_auto.ipynb #56faf1bd
+# %% ../nbs/66_auto.ipynb #ed87d8ca
 class TailCriterion(MeanCriterion, names=('tail',)):
     "The mean over the worst validation samples of each candidate: its CVaR."
     def __init__(self, tail=.1, of='loss'):
@@ -185,7 +188,7 @@ class SharedTailCriterion(TailCriterion, names=('sharedtail',)):
         v = e.values(self.of)
         return CVaR(self.tail).weights(v.mean(0).expand_as(p), p) @ v.T
 
-# %% ../nbs/66_auto.ipynb #e4680386
+# %% ../nbs/66_auto.ipynb #f6d8ff03
 class ForgottenCriterion(TailCriterion, names=('forgotten',)):
     "The tail of what a candidate does worse than a network trained on real samples: samples hard for both count less."
     def scores(self, e, p):
@@ -193,7 +196,7 @@ class ForgottenCriterion(TailCriterion, names=('forgotten',)):
         lost = (e.values(self.of) - asked).clamp(min=0)
         return torch.stack([CVaR(self.tail)(v.expand_as(p), p) for v in lost], 1)
 
-# %% ../nbs/66_auto.ipynb #b9aebb8f
+# %% ../nbs/66_auto.ipynb #3ecf42e0
 def _seen(d, net, space):
     "The samples of a data set as `space` shows them, (n, ...) on the CPU."
     if space == 'pixels': return d.x.cpu().flatten(1)
@@ -213,7 +216,7 @@ def frozen_clusters(e: Evidence, space, k, within) -> Tensor: # (n,) from 0
         owner += [c] * len(centres[-1])
     return assign_nearest(g, torch.cat(centres), z, torch.tensor(owner))[0]
 
-# %% ../nbs/66_auto.ipynb #8809c3ef
+# %% ../nbs/66_auto.ipynb #8b4ef6ae
 class WorstClusterCriterion(TailCriterion, names=('worstcluster',)):
     "The mean over the worst clusters, which together hold the mass `tail`; the clusters are frozen on training data."
     def __init__(self, space='pixels', k=2, tail=.1, of='error', within='all'):
@@ -227,7 +230,7 @@ class WorstClusterCriterion(TailCriterion, names=('worstcluster',)):
         mass, own = p @ member, [(p * v) @ member for v in e.values(self.of)]
         return torch.stack([CVaR(self.tail)(m / mass.clamp(min=1e-12), mass) for m in own], 1)
 
-# %% ../nbs/66_auto.ipynb #743a8f2f
+# %% ../nbs/66_auto.ipynb #abd5f2d8
 class Sum(Criterion, abstract=True):
     "A weighted sum of criteria, written `tail(0.1) + 0.5*worstcluster(pixels)`."
     def __init__(self, parts): self.parts = parts     # list of (factor, criterion)
@@ -242,10 +245,10 @@ def _times(c, factor):
 Criterion.__add__ = lambda self, other: Sum([*_parts(self), *_parts(other)])
 Criterion.__mul__ = Criterion.__rmul__ = _times
 
-# %% ../nbs/66_auto.ipynb #85893ff0
+# %% ../nbs/66_auto.ipynb #48f5402b
 CRITERION = 'worstcluster(pixels, 8, 0.03, doubt) + worstcluster(errors, 16, 0.03, doubt)'
 
-# %% ../nbs/66_auto.ipynb #f0fd5fbc
+# %% ../nbs/66_auto.ipynb #c1410c28
 @dataclass(frozen=True)
 class Choice:
     "Which candidate was chosen, and how far the validation data support it."
@@ -265,7 +268,7 @@ class Choice:
     @property
     def seconds(self) -> float: return sum(r['distilling'] + r['training'] for r in self.rounds)
 
-# %% ../nbs/66_auto.ipynb #43a251ad
+# %% ../nbs/66_auto.ipynb #cd45d989
 @patch
 def __str__(self: Choice):
     support = self.support
@@ -275,7 +278,7 @@ def __str__(self: Choice):
     sure = f'the regret may be up to {self.regret:.4f} (95 % of bootstrap draws)'
     return '\n'.join([*lines, f'chosen: {self.name}, before {self.runner_up}; {sure}; {self.seconds:.0f} s'])
 
-# %% ../nbs/66_auto.ipynb #733512ae
+# %% ../nbs/66_auto.ipynb #811e7610
 def _weights(n, draws, seed) -> Tensor: # (1 + draws, n)
     "Equal weights, then those of `draws` bootstrap draws of n samples."
     drawn = torch.randint(n, (draws, n), generator=generator('auto', 'bootstrap', seed))
@@ -294,7 +297,7 @@ def judge(
     regret = float((s[1:, best] - s[1:].amin(1)).quantile(.95))
     return dict(zip(names, s[0].tolist())), dict(zip(names, wins.tolist())), regret
 
-# %% ../nbs/66_auto.ipynb #51c331f5
+# %% ../nbs/66_auto.ipynb #58258a02
 def _candidates(portfolio, train, ipc):
     "The portfolio as methods that can run on the data and see no groups. Raises `ValueError`."
     made = {str(k): as_method(m) for k, m in dict(portfolio).items()}
@@ -312,7 +315,7 @@ def _shares(rounds):
         raise ValueError(f'rounds={shown(rounds)}: expected growing shares of the steps, such as (0.125, 0.5)')
     return shares
 
-# %% ../nbs/66_auto.ipynb #688e7782
+# %% ../nbs/66_auto.ipynb #a96ab393
 def _round(train, val, methods, share, seed, ipc, networks, training, device, progress):
     "Distil candidates for a share of their steps, and ask networks trained on their sets: answers and seconds."
     short = {k: as_method(m, steps=max(1, round(share * m.steps))) if m.objective else m for k, m in methods.items()}
@@ -323,7 +326,7 @@ def _round(train, val, methods, share, seed, ipc, networks, training, device, pr
     found = {k: answers(s, val, networks, training, seed, device) for k, s in bar}
     return found, dict(distilling=round(between - start, 2), training=round(time.perf_counter() - between, 2))
 
-# %% ../nbs/66_auto.ipynb #dfa42432
+# %% ../nbs/66_auto.ipynb #28c3d637
 def _asked(a) -> dict:
     "What a choice depends on, as plain values, from the arguments `a` of `choose`, all checked. Raises `ValueError`."
     train, val, portfolio = a['train'], a['val'], _candidates(a['portfolio'], a['train'], a['ipc'])
@@ -337,7 +340,21 @@ def _asked(a) -> dict:
         portfolio={k: m.describe() for k, m in portfolio.items()}, criterion=repr(Criterion.read(a['criterion'])),
         rounds=_shares(a['rounds']), training=a['training'].describe())
 
-# %% ../nbs/66_auto.ipynb #659205d7
+# %% ../nbs/66_auto.ipynb #7a90f5c7
+def _halved(train, val, full, asked, criterion, training, device, progress) -> Choice:
+    "The rounds of a choice."
+    left, done = full, []
+    ipc, seed, networks = (asked[k] for k in ('ipc', 'seed', 'networks'))
+    for share in asked['rounds']:
+        found, cost = _round(train, val, left, share, seed, ipc, networks, training, device, progress)
+        evidence = Evidence(train, val, found, seed, device, training)
+        scores, support, regret = judge(evidence, criterion, asked['draws'])
+        order = sorted(scores, key=scores.get)
+        done.append(dict(share=share, scores=scores, **cost))
+        left = {k: full[k] for k in order[:max(2, -(-len(order) // 2))]}
+    return Choice(order[0], full[order[0]], order[1], done, regret, support, asked['criterion'], asked)
+
+# %% ../nbs/66_auto.ipynb #49568273
 def choose(
     train: GroupedDataset,  # training data; group labels are not looked at
     val: GroupedDataset,    # validation data, likewise
@@ -353,19 +370,11 @@ def choose(
     draws: int = 500,       # of the bootstrap
 ) -> Choice:
     "Choose a method by a criterion that sees no group label. Raises `ValueError` in one line before anything runs."
-    asked = _asked(locals())
-    device, full = pick_device(device), _candidates(portfolio, train, ipc)
-    train, val = train.without_groups(), val.without_groups().renormalise(train.mean, train.std)
-    left, done = full, []
-    for share in asked['rounds']:
-        found, cost = _round(train, val, left, share, seed, ipc, networks, training, device, progress)
-        scores, support, regret = judge(Evidence(train, val, found, seed, device, training), criterion, draws)
-        order = sorted(scores, key=scores.get)
-        done.append(dict(share=share, scores=scores, **cost))
-        left = {k: full[k] for k in order[:max(2, -(-len(order) // 2))]}
-    return Choice(order[0], full[order[0]], order[1], done, regret, support, asked['criterion'], asked)
+    asked, full = _asked(locals()), _candidates(portfolio, train, ipc)
+    blind, val = train.without_groups(), val.without_groups().renormalise(train.mean, train.std)
+    return _halved(blind, val, full, asked, criterion, training, pick_device(device), progress)
 
-# %% ../nbs/66_auto.ipynb #659057ca
+# %% ../nbs/66_auto.ipynb #ee2d52f9
 def hold_out(
     data: GroupedDataset,  # training data
     seed: int = 0,
@@ -381,7 +390,7 @@ def _material(data, seed):
     if val is not None and len(val): return train, train, val, 0
     return train, *(parts := hold_out(train, seed)), len(parts[1])
 
-# %% ../nbs/66_auto.ipynb #b4031388
+# %% ../nbs/66_auto.ipynb #a9873124
 @patch
 def describe(self: Choice) -> dict:
     "Everything about the choice as plain values, for JSON."
@@ -401,7 +410,7 @@ def _kept(path, portfolio, asked):
         raise ValueError(f'{name}: not a choice of rdd_nb; choose another folder') from None
     raise ValueError(f'{name} holds a choice with another {other}; choose another folder')
 
-# %% ../nbs/66_auto.ipynb #566f6507
+# %% ../nbs/66_auto.ipynb #fff0d725
 def _place(out, resume):
     "Where a choice is kept: while the run goes on, and in its folder. Raises `ValueError` for a folder that is taken."
     if not str(out).strip(): raise ValueError("out='': expected the name of a folder")
@@ -412,7 +421,23 @@ def _place(out, resume):
     how = 'pass resume=True (--resume) to continue it, or ' if final.exists() or pending.exists() else ''
     raise ValueError(f'out={printable(out)} is not empty; {how}choose another folder')
 
-# %% ../nbs/66_auto.ipynb #35e993d6
+# %% ../nbs/66_auto.ipynb #066dbe8e
+def _chosen(fit, val, paths, ipc, seed, device, progress, kwargs):
+    "The choice that is kept in one of two files, or a new one, which is written to the first."
+    given = inspect.signature(choose).bind(fit, val, ipc, seed, **kwargs)
+    given.apply_defaults()
+    for path in paths:
+        if choice := _kept(path, given.arguments['portfolio'], _asked(given.arguments)): return choice
+    choice = choose(fit, val, ipc, seed, device=device, progress=progress, **kwargs)
+    if progress: print(choice)
+    if paths: write_json(paths[0], choice.describe())
+    return choice
+
+def _file(choice, held, pending, final):
+    write_json(final, choice.describe() | dict(held_out=held, versions=versions()))
+    pending.unlink(missing_ok=True)
+
+# %% ../nbs/66_auto.ipynb #8ad87137
 @delegates(choose)
 def distill_auto(
     data,                       # `Splits`, or training data alone: then a fifth is held out for the choice
@@ -426,28 +451,10 @@ def distill_auto(
     **kwargs,                   # of `choose`
 ): # `SyntheticDataset`
     "Choose a method without group labels, then distil all training data with it. Raises `ValueError` in one line."
-    pending, final = (None, None) if out is None else _place(out, resume)
+    paths = () if out is None else _place(out, resume)
     train, fit, val, held = _material(data, seed)
-    if held and progress:
-        print(f'no validation data: {held} of {len(train)} training samples are held out for the choice')
-    choice = _chosen(fit, val, [final, pending], ipc, seed, device, progress, kwargs)
-    if progress: print(choice)
+    if held and progress: print(f'no validation data: {held} of {len(train)} training samples are held out')
+    choice = _chosen(fit, val, paths, ipc, seed, device, progress, kwargs)
     s = distill(train, choice.method, ipc, seed, device, out, resume, progress, source=source, label='auto')
-    if out is not None:
-        write_json(final, choice.describe() | dict(held_out=held, versions=versions()))
-        pending.unlink(missing_ok=True)
+    if paths: _file(choice, held, *paths)
     return s
-
-# %% ../nbs/66_auto.ipynb #43de0765
-def _chosen(fit, val, paths, ipc, seed, device, progress, kwargs):
-    "The choice that is kept in one of two files, or a new one, which is written to the second."
-    final, pending = paths
-    if pending is not None:
-        given = inspect.signature(choose).bind(fit, val, ipc, seed, **kwargs)
-        given.apply_defaults()
-        asked = _asked(given.arguments)
-        for path in paths:
-            if choice := _kept(path, given.arguments['portfolio'], asked): return choice
-    choice = choose(fit, val, ipc, seed, device=device, progress=progress, **kwargs)
-    if pending is not None: write_json(pending, choice.describe())
-    return choice
