@@ -1,12 +1,13 @@
-"""How well a choice without group labels does: every portfolio member distilled, and every criterion held against the truth.
+"""How well a choice without group labels does: all portfolio members distilled, all criteria held against the truth.
 
-    python benchmarks/auto.py --work runs/auto            # all tasks; about an hour and a half on one core
+    python benchmarks/auto.py --work runs/auto            # all tasks; about half an hour on one core
     python benchmarks/auto.py --work runs/auto --only digits --minutes 8       # a slice; the same command goes on
     python benchmarks/auto.py --work runs/auto --minutes 0                     # only score what is there
 
-Each piece is a task and a seed: the seed redraws training and validation data and seeds the distillations. Members are distilled
-at a quarter of their steps, as `auto.choose` does, and whole. Criteria see the answers of networks on the validation data. The truth
-are other networks on the test data. Criteria were developed on the tasks in DEVELOPMENT; the others were read once, after that.
+A piece is a task and a seed: the seed redraws training and validation data and seeds the distillations. Members are
+distilled at a quarter of their steps, as `auto.choose` does, and whole. Criteria see the answers of networks on the
+validation data; the truth are other networks on the test data. The default criterion was developed on the tasks in
+DEVELOPMENT, with their test sets in view (about 85 criteria compared); the other tasks were read once, after that.
 """
 import itertools, json, re, time
 
@@ -48,7 +49,7 @@ def piece(work, task, seed): return work / f'{task.replace(", ", "-").replace(" 
 
 
 def collect(path, task, seed):
-    "Distil, train and ask; writes the answers on validation data and the rows of the truth, with seconds of processor time."
+    "Distil, train and ask; writes answers on validation data, rows of the truth, and seconds of processor time."
     where, (short, long) = TASKS[task], EPOCHS[TASKS[task]['name']]
     splits, seconds = load_data(**where, data_seed=seed), {}
     begun = time.process_time()
@@ -57,13 +58,17 @@ def collect(path, task, seed):
         nonlocal begun
         seconds[name], begun = round(time.process_time() - begun, 2), time.process_time()
 
+    def together(methods, name):
+        made = distill_together(splits.train, methods, IPC, seed, 'cpu', False)
+        lap(name)
+        return made
+
     whole = members(where['name'])
     if seed == 0:      # the unit of the price
-        distill_together(splits.train, {'rdd-distance': whole['rdd-distance']}, IPC, seed, 'cpu', False); lap('one distillation')
-    short_sets = distill_together(splits.train, {k: m for k, m in members(where['name'], .25).items() if m.objective}, IPC, seed, 'cpu', False)
-    lap('a quarter, together')
-    sets = distill_together(splits.train, whole, IPC, seed, 'cpu', False); lap('whole, together')
-    free = distill_together(splits.train, {k: as_method(k) for k in FREE if k not in sets}, IPC, seed, 'cpu', False); lap('free')
+        together({'rdd-distance': whole['rdd-distance']}, 'one distillation')
+    short_sets = together({k: m for k, m in members(where['name'], .25).items() if m.objective}, 'a quarter, together')
+    sets = together(whole, 'whole, together')
+    free = together({k: as_method(k) for k in FREE if k not in sets}, 'free')
     recipe = Training(width=32, epochs=short)
     tensors = {f'quarter/{k}': answers(s, splits.val, 2, recipe, seed, 'cpu').scores for k, s in short_sets.items()}
     lap('networks, a quarter')
@@ -81,8 +86,9 @@ PIXELS, ERRORS = 'worstcluster(pixels, 8, 0.03, doubt)', 'worstcluster(errors, 1
 CRITERIA = (
     'mean', 'mean(error)', 'tail(0.05)', 'tail(0.1)', 'tail(0.2)', 'tail(0.1, doubt)', 'tail(0.1, error)',
     'sharedtail(0.1, doubt)', 'sharedtail(0.1, error)', 'forgotten(0.1, doubt)',
-    PIXELS, ERRORS, 'worstcluster(features, 16, 0.03, doubt)', 'worstcluster(pixels, 4, 0.1, error)', 'worstcluster(pixels, 2, 0.1, error)',
-    'worstcluster(pixels, 2, 0.1, error, classes)', 'worstcluster(pixels, 1, 0.1, error, classes)',       # the second: the worst classes
+    PIXELS, ERRORS, 'worstcluster(features, 16, 0.03, doubt)', 'worstcluster(pixels, 4, 0.1, error)',
+    'worstcluster(pixels, 2, 0.1, error)', 'worstcluster(pixels, 2, 0.1, error, classes)',
+    'worstcluster(pixels, 1, 0.1, error, classes)',       # the worst classes
     f'{PIXELS} + {ERRORS}', f'{PIXELS} + tail(0.1, doubt)', f'{PIXELS} + {ERRORS} + tail(0.1, doubt)',
     f'{PIXELS} + sharedtail(0.1, doubt)')
 TOLD = 'told the groups of the validation data'
@@ -103,7 +109,8 @@ def scored(path):
     splits = load_data(**where, data_seed=about['seed'])
     train, val = splits.train.without_groups(), splits.val.without_groups()
     recipe = Training(width=32, epochs=EPOCHS[where['name']][0])
-    rows, reference = dict(task=about['task'], seed=about['seed'], seconds=about['seconds'], validation=len(val), scores={}), None
+    rows = {k: about[k] for k in ('task', 'seed', 'seconds')} | dict(validation=len(val), scores={})
+    reference = None
     for part in ('quarter', 'whole'):
         found = {k: Answers(tensors.get(f'{part}/{k}', tensors[f'whole/{k}']), val.y) for k in PORTFOLIO}
         e = Evidence(train, val, found, about['seed'], 'cpu', recipe)
@@ -116,7 +123,7 @@ def scored(path):
 
 
 def outcome(row, part, rule):
-    "The member that a rule chooses, and the rank correlation of its scores with the truth; None where it has no scores."
+    "The member that a rule chooses, and the rank correlation of its scores with the truth, or None."
     worst = {k: row['truth'][k]['worst_group_accuracy'] for k in PORTFOLIO}
     if rule in ALWAYS: return rule.removeprefix('always '), None
     s = row['scores'][part][rule]
@@ -140,7 +147,8 @@ def compared(rows, part, rule, free):
 def over_seeds(found):
     "Mean and 95 % interval over the seeds of each number; every choice by name."
     numbers = [k for k, v in found[0].items() if isinstance(v, float)]
-    return {k: interval([f[k] for f in found]) for k in numbers} | dict(chosen=[f['chosen'] for f in found], seeds=len(found))
+    chosen = dict(chosen=[f['chosen'] for f in found], seeds=len(found))
+    return {k: interval([f[k] for f in found]) for k in numbers} | chosen
 
 
 def over_tasks(tables, rule):
@@ -149,7 +157,8 @@ def over_tasks(tables, rule):
     names = [k for k, v in next(iter(tables.values()))[rule][0].items() if isinstance(v, float)]
     each = {k: [sum(t[rule][s][k] for t in tables.values()) / len(tables) for s in seeds] for k in names}
     least = {task: sum(f['gain'] for f in t[rule]) / len(t[rule]) for task, t in tables.items()}
-    return {k: interval(v) for k, v in each.items()} | dict(least_gain=min(least.values()), least_gain_on=min(least, key=least.get))
+    worst = min(least, key=least.get)
+    return {k: interval(v) for k, v in each.items()} | dict(seeds=len(seeds), least_gain=least[worst], least_gain_on=worst)
 
 
 def summary(rows, tasks):
@@ -168,14 +177,14 @@ def summary(rows, tasks):
 def show(part):
     "Rules in the order of their mean regret."
     for rule, m in sorted(part['mean'].items(), key=lambda f: f[1]['regret']['mean']):
-        rho = m.get('rank_correlation', {}).get('mean')
-        print(f'{rule:58}{"" if rho is None else f"{rho:6.2f}":>6} regret {m["regret"]["mean"]:.3f} gain {m["gain"]["mean"]:+.3f} '
+        rho = f'{m["rank_correlation"]["mean"]:6.2f}' if 'rank_correlation' in m else ''
+        print(f'{rule:96}{rho:>6} regret {m["regret"]["mean"]:.3f} gain {m["gain"]["mean"]:+.3f} '
               f'least {m["least_gain"]:+.3f} ({m["least_gain_on"]})')
 
 
 def main():
     parser = options('auto', __doc__, 3, work=True)
-    parser.add_argument('--development', action='store_true', help='look only at the tasks of the development')
+    parser.add_argument('--development', action='store_true', help='score only the tasks of the development')
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     stop = time.perf_counter() + 60 * args.minutes
@@ -190,8 +199,9 @@ def main():
     command = 'python benchmarks/auto.py --work runs/auto --only'
     missing = [f'{command} "{t}"' for t in tasks if sum(r['task'] == t for r in rows) < args.seeds]
     found = summary(rows, tasks)
-    write(args.out, criterion=CRITERION, development=DEVELOPMENT, not_run=missing, members={d: {k: m.describe() for k, m in members(d).items()} for d in CHANGES},
-          ipc=IPC, epochs=EPOCHS, tasks=TASKS, rows=rows, summary=found)
+    settings = {d: {k: m.describe() for k, m in members(d).items()} for d in CHANGES}
+    write(args.out, criterion=CRITERION, development=DEVELOPMENT, tasks=TASKS, ipc=IPC, epochs=EPOCHS, members=settings,
+          not_run=missing, rows=rows, summary=found)
     show(found['quarter'])
 
 

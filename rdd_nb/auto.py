@@ -245,8 +245,8 @@ def _times(c, factor):
 Criterion.__add__ = lambda self, other: Sum([*_parts(self), *_parts(other)])
 Criterion.__mul__ = Criterion.__rmul__ = _times
 
-# %% ../nbs/66_auto.ipynb #48f5402b
-CRITERION = 'worstcluster(pixels, 8, 0.03, doubt) + worstcluster(errors, 16, 0.03, doubt)'
+# %% ../nbs/66_auto.ipynb #ac5bb2ef
+CRITERION = 'worstcluster(pixels, 8, 0.03, doubt) + tail(0.1, doubt)'
 
 # %% ../nbs/66_auto.ipynb #c1410c28
 @dataclass(frozen=True)
