@@ -158,7 +158,8 @@ def over_tasks(tables, rule):
     each = {k: [sum(t[rule][s][k] for t in tables.values()) / len(tables) for s in seeds] for k in names}
     least = {task: sum(f['gain'] for f in t[rule]) / len(t[rule]) for task, t in tables.items()}
     worst = min(least, key=least.get)
-    return {k: interval(v) for k, v in each.items()} | dict(seeds=len(seeds), least_gain=least[worst], least_gain_on=worst)
+    found = {k: interval(v) for k, v in each.items()}
+    return found | dict(seeds=len(seeds), least_gain=least[worst], least_gain_on=worst)
 
 
 def summary(rows, tasks):

@@ -81,7 +81,7 @@ def _train_for(self: _Member, net, steps, *keys, lr=None, plain=False):
     Distiller._train_for(self, net, steps, *keys, lr=lr, plain=plain)
     if plain: self.shared[key] = before, {k: v.clone() for k, v in net.state_dict().items()}
 
-# %% ../nbs/66_auto.ipynb #167bdbfc
+# %% ../nbs/66_auto.ipynb #b3a84687
 def distill_together(
     data: GroupedDataset,   # training data
     methods: dict,          # name -> `Method`
@@ -97,8 +97,7 @@ def distill_together(
     for t in tqdm(range(steps), f'{len(runs)} methods', disable=not progress, delay=2, leave=False):
         for run in runs.values():
             if t < run.method.steps: run.step()
-    made = {k: dict(method=k, seed=seed, ipc=ipc, steps=m.steps, data=data.name) for k, m in methods.items()}
-    return {k: run.result(made[k], data.mean, data.std, data.classes) for k, run in runs.items()}
+    return {k: run.result(None, data.mean, data.std, data.classes) for k, run in runs.items()}
 
 # %% ../nbs/66_auto.ipynb #1a7c77a6
 @dataclass(frozen=True)
@@ -196,7 +195,7 @@ class ForgottenCriterion(TailCriterion, names=('forgotten',)):
         lost = (e.values(self.of) - asked).clamp(min=0)
         return torch.stack([CVaR(self.tail)(v.expand_as(p), p) for v in lost], 1)
 
-# %% ../nbs/66_auto.ipynb #3ecf42e0
+# %% ../nbs/66_auto.ipynb #d1434125
 def _seen(d, net, space):
     "The samples of a data set as `space` shows them, (n, ...) on the CPU."
     if space == 'pixels': return d.x.cpu().flatten(1)
@@ -205,6 +204,7 @@ def _seen(d, net, space):
         if space == 'features': return in_chunks(net.features, x).flatten(1).cpu()
         return in_chunks(net, x).softmax(1).cpu() - F.one_hot(d.y.cpu(), d.n_classes)
 
+# %% ../nbs/66_auto.ipynb #f19b6335
 def frozen_clusters(e: Evidence, space, k, within) -> Tensor: # (n,) from 0
     "The cluster of each validation sample: k-means of the training data, then the nearest centre."
     net = None if space == 'pixels' else e.reference
@@ -216,7 +216,7 @@ def frozen_clusters(e: Evidence, space, k, within) -> Tensor: # (n,) from 0
         owner += [c] * len(centres[-1])
     return assign_nearest(g, torch.cat(centres), z, torch.tensor(owner))[0]
 
-# %% ../nbs/66_auto.ipynb #8b4ef6ae
+# %% ../nbs/66_auto.ipynb #5ff78d50
 class WorstClusterCriterion(TailCriterion, names=('worstcluster',)):
     "The mean over the worst clusters, which together hold the mass `tail`; the clusters are frozen on training data."
     def __init__(self, space='pixels', k=2, tail=.1, of='error', within='all'):
@@ -230,7 +230,7 @@ class WorstClusterCriterion(TailCriterion, names=('worstcluster',)):
         mass, own = p @ member, [(p * v) @ member for v in e.values(self.of)]
         return torch.stack([CVaR(self.tail)(m / mass.clamp(min=1e-12), mass) for m in own], 1)
 
-# %% ../nbs/66_auto.ipynb #abd5f2d8
+# %% ../nbs/66_auto.ipynb #6f1b5405
 class Sum(Criterion, abstract=True):
     "A weighted sum of criteria, written `tail(0.1) + 0.5*worstcluster(pixels)`."
     def __init__(self, parts): self.parts = parts     # list of (factor, criterion)
@@ -245,10 +245,10 @@ def _times(c, factor):
 Criterion.__add__ = lambda self, other: Sum([*_parts(self), *_parts(other)])
 Criterion.__mul__ = Criterion.__rmul__ = _times
 
-# %% ../nbs/66_auto.ipynb #ac5bb2ef
+# %% ../nbs/66_auto.ipynb #7ca40e5f
 CRITERION = 'worstcluster(pixels, 8, 0.03, doubt) + tail(0.1, doubt)'
 
-# %% ../nbs/66_auto.ipynb #c1410c28
+# %% ../nbs/66_auto.ipynb #6947069a
 @dataclass(frozen=True)
 class Choice:
     "Which candidate was chosen, and how far the validation data support it."
@@ -261,14 +261,15 @@ class Choice:
     criterion: str
     asked: dict = field(repr=False, default_factory=dict)     # what the choice depends on
 
-    @property
-    def scores(self) -> dict: # candidate -> its score in the last round that it took part in; less is better
-        return {k: v for r in self.rounds for k, v in r['scores'].items()}
+# %% ../nbs/66_auto.ipynb #d50850d1
+@patch(as_prop=True)
+def scores(self: Choice) -> dict: # candidate -> its score in the last round that it took part in; less is better
+    return {k: v for r in self.rounds for k, v in r['scores'].items()}
 
-    @property
-    def seconds(self) -> float: return sum(r['distilling'] + r['training'] for r in self.rounds)
+@patch(as_prop=True)
+def seconds(self: Choice) -> float: return sum(r['distilling'] + r['training'] for r in self.rounds)
 
-# %% ../nbs/66_auto.ipynb #cd45d989
+# %% ../nbs/66_auto.ipynb #235d6474
 @patch
 def __str__(self: Choice):
     support = self.support
@@ -278,13 +279,14 @@ def __str__(self: Choice):
     sure = f'the regret may be up to {self.regret:.4f} (95 % of bootstrap draws)'
     return '\n'.join([*lines, f'chosen: {self.name}, before {self.runner_up}; {sure}; {self.seconds:.0f} s'])
 
-# %% ../nbs/66_auto.ipynb #811e7610
+# %% ../nbs/66_auto.ipynb #657b2704
 def _weights(n, draws, seed) -> Tensor: # (1 + draws, n)
     "Equal weights, then those of `draws` bootstrap draws of n samples."
     drawn = torch.randint(n, (draws, n), generator=generator('auto', 'bootstrap', seed))
     counts = torch.zeros(draws, n, dtype=torch.double).scatter_add_(1, drawn, torch.ones(draws, n, dtype=torch.double))
     return torch.cat([torch.ones(1, n, dtype=torch.double), counts]) / n
 
+# %% ../nbs/66_auto.ipynb #1534f511
 def judge(
     e: Evidence,
     criterion,           # a `Criterion` or its text
@@ -297,7 +299,7 @@ def judge(
     regret = float((s[1:, best] - s[1:].amin(1)).quantile(.95))
     return dict(zip(names, s[0].tolist())), dict(zip(names, wins.tolist())), regret
 
-# %% ../nbs/66_auto.ipynb #58258a02
+# %% ../nbs/66_auto.ipynb #be56aad6
 def _candidates(portfolio, train, ipc):
     "The portfolio as methods that can run on the data and see no groups. Raises `ValueError`."
     made = {str(k): as_method(m) for k, m in dict(portfolio).items()}
@@ -315,7 +317,7 @@ def _shares(rounds):
         raise ValueError(f'rounds={shown(rounds)}: expected growing shares of the steps, such as (0.125, 0.5)')
     return shares
 
-# %% ../nbs/66_auto.ipynb #a96ab393
+# %% ../nbs/66_auto.ipynb #e04f2b93
 def _round(train, val, methods, share, seed, ipc, networks, training, device, progress):
     "Distil candidates for a share of their steps, and ask networks trained on their sets: answers and seconds."
     short = {k: as_method(m, steps=max(1, round(share * m.steps))) if m.objective else m for k, m in methods.items()}
@@ -326,7 +328,7 @@ def _round(train, val, methods, share, seed, ipc, networks, training, device, pr
     found = {k: answers(s, val, networks, training, seed, device) for k, s in bar}
     return found, dict(distilling=round(between - start, 2), training=round(time.perf_counter() - between, 2))
 
-# %% ../nbs/66_auto.ipynb #28c3d637
+# %% ../nbs/66_auto.ipynb #552511ee
 def _asked(a) -> dict:
     "What a choice depends on, as plain values, from the arguments `a` of `choose`, all checked. Raises `ValueError`."
     train, val, portfolio = a['train'], a['val'], _candidates(a['portfolio'], a['train'], a['ipc'])
@@ -340,7 +342,7 @@ def _asked(a) -> dict:
         portfolio={k: m.describe() for k, m in portfolio.items()}, criterion=repr(Criterion.read(a['criterion'])),
         rounds=_shares(a['rounds']), training=a['training'].describe())
 
-# %% ../nbs/66_auto.ipynb #7a90f5c7
+# %% ../nbs/66_auto.ipynb #efa42a56
 def _halved(train, val, full, asked, criterion, training, device, progress) -> Choice:
     "The rounds of a choice."
     left, done = full, []
@@ -354,7 +356,7 @@ def _halved(train, val, full, asked, criterion, training, device, progress) -> C
         left = {k: full[k] for k in order[:max(2, -(-len(order) // 2))]}
     return Choice(order[0], full[order[0]], order[1], done, regret, support, asked['criterion'], asked)
 
-# %% ../nbs/66_auto.ipynb #49568273
+# %% ../nbs/66_auto.ipynb #8d4b1e5e
 def choose(
     train: GroupedDataset,  # training data; group labels are not looked at
     val: GroupedDataset,    # validation data, likewise
@@ -374,7 +376,7 @@ def choose(
     blind, val = train.without_groups(), val.without_groups().renormalise(train.mean, train.std)
     return _halved(blind, val, full, asked, criterion, training, pick_device(device), progress)
 
-# %% ../nbs/66_auto.ipynb #ee2d52f9
+# %% ../nbs/66_auto.ipynb #273be4ea
 def hold_out(
     data: GroupedDataset,  # training data
     seed: int = 0,
@@ -390,13 +392,14 @@ def _material(data, seed):
     if val is not None and len(val): return train, train, val, 0
     return train, *(parts := hold_out(train, seed)), len(parts[1])
 
-# %% ../nbs/66_auto.ipynb #a9873124
+# %% ../nbs/66_auto.ipynb #ea9e8252
 @patch
 def describe(self: Choice) -> dict:
     "Everything about the choice as plain values, for JSON."
     plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     return plain | dict(method=self.method.describe(), scores=self.scores, seconds=round(self.seconds, 2))
 
+# %% ../nbs/66_auto.ipynb #34afa0a1
 def _kept(path, portfolio, asked):
     "The choice in a file, or None where there is none. Raises `ValueError` for one that was asked for otherwise."
     if not path.exists(): return None
@@ -410,7 +413,7 @@ def _kept(path, portfolio, asked):
         raise ValueError(f'{name}: not a choice of rdd_nb; choose another folder') from None
     raise ValueError(f'{name} holds a choice with another {other}; choose another folder')
 
-# %% ../nbs/66_auto.ipynb #fff0d725
+# %% ../nbs/66_auto.ipynb #923385aa
 def _place(out, resume):
     "Where a choice is kept: while the run goes on, and in its folder. Raises `ValueError` for a folder that is taken."
     if not str(out).strip(): raise ValueError("out='': expected the name of a folder")
@@ -421,7 +424,7 @@ def _place(out, resume):
     how = 'pass resume=True (--resume) to continue it, or ' if final.exists() or pending.exists() else ''
     raise ValueError(f'out={printable(out)} is not empty; {how}choose another folder')
 
-# %% ../nbs/66_auto.ipynb #066dbe8e
+# %% ../nbs/66_auto.ipynb #94d7e78d
 def _chosen(fit, val, paths, ipc, seed, device, progress, kwargs):
     "The choice that is kept in one of two files, or a new one, which is written to the first."
     given = inspect.signature(choose).bind(fit, val, ipc, seed, **kwargs)
@@ -437,7 +440,7 @@ def _file(choice, held, pending, final):
     write_json(final, choice.describe() | dict(held_out=held, versions=versions()))
     pending.unlink(missing_ok=True)
 
-# %% ../nbs/66_auto.ipynb #8ad87137
+# %% ../nbs/66_auto.ipynb #083f58a8
 @delegates(choose)
 def distill_auto(
     data,                       # `Splits`, or training data alone: then a fifth is held out for the choice
