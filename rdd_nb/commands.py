@@ -76,13 +76,15 @@ def _changed(
     from rdd_nb.sweep import settle
     changes = dict(risk=risk, risk_at=risk_at, clustering=clustering, start=start, steps=steps, lr=lr)
     changes = {k: v for k, v in changes.items() if v is not None} | settings_of(set)
+    if method == 'auto' and changes: raise ValueError(f'--method auto chooses {", ".join(changes)} itself: leave it out')
+    if method == 'auto': return method, method, kwargs
     return settle(method, changes), ', '.join([method, *(f'{k}={v}' for k, v in changes.items())]), kwargs
 
 # %% ../nbs/78_commands.ipynb #9ea8644d
 @delegates(_changed)
 def distill(
     data: str, # digits, mnist, ..., a folder of images (a subfolder per class), or an .npz file with x and y
-    method: str = 'rdd-distance', # one of `rdd-nb methods`
+    method: str = 'rdd-distance', # one of `rdd-nb methods`, or auto: a choice that needs no group labels
     ipc: int = 10, # images per class
     seed: int = 0, # of the distillation
     out: str | None = None, # run folder (if not given: runs/DATA-METHOD-ipcN-seedK)
@@ -100,12 +102,15 @@ def distill(
 
 # %% ../nbs/78_commands.ipynb #5a1a3beb
 def _distill(loaded, method, label, ipc, seed, device, out, resume, trust):
+    from rdd_nb.auto import distill_auto
     from rdd_nb.compare import trusting
     from rdd_nb.distill import distill
     from rdd_nb.parts import whole
     (splits, source), options = loaded, dict(device=device, out=out, resume=resume, label=label)
     ipc = whole('ipc', ipc, 1, 10**6)
-    with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, **options)
+    if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
+    else:
+        with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, **options)
     p = s.provenance
     print(f'{len(s)} synthetic images in {out}/synthetic.safetensors ({p["steps"]} steps, {p["seconds"]:.0f} s); '
           f'next: rdd-nb evaluate {out}')
