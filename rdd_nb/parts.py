@@ -92,10 +92,10 @@ def _make(cls, name, args=(), settings={}):
     except TypeError as e: raise ValueError(f'{found.__name__}: {e}') from None
 
 def _combined(a, op, b):
-    "The sum of two parts, or a part times a number."
+    "The sum of two parts, or a product of numbers and at most one part."
     parts = isinstance(a, Part) + isinstance(b, Part)
     if isinstance(op, ast.Add) and parts == 2: return a + b
-    if isinstance(op, ast.Mult) and parts == 1 and isinstance(a if isinstance(b, Part) else b, Real): return a * b
+    if isinstance(op, ast.Mult) and parts < 2 and all(isinstance(v, (Part, Real)) for v in (a, b)): return a * b
     raise SyntaxError
 
 # %% ../nbs/02_parts.ipynb #711ad80c

@@ -254,7 +254,7 @@ def _named(name, root, download, train):
     except Exception as e:   # whatever a loader stumbles over becomes one line
         doing = 'could not be downloaded into' if download else 'the files are incomplete or damaged in'
         where = str(root / (name if packed else layout))
-        raise ValueError(f'{name}: {doing} {where!r} ({type(e).__name__}: {_cause(e)})') from None
+        raise ValueError(f'{name}: {doing} {where!r} ({type(e).__name__}: {_cause(e).replace(str(root), root.name)})') from None
 
 # %% ../nbs/07_sources.ipynb #e378c2fd
 def _fewer(data, n, what):

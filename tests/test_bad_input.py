@@ -80,8 +80,8 @@ FILES = {
         'bytes.csv': words('\x00'),
 }
 
-DATA, REPORT = (f'its {n} module is being rebuilt' for n in ('data', 'report'))
-RECIPE = 'the evaluation module is being rebuilt'
+DATA, REPORT = (f'not refused yet ({n})' for n in ('data', 'report'))
+RECIPE = 'not refused yet (evaluation)'
 
 
 def distill(words, says, later=''): return Bad(f'distill toy.npz --device cpu {words}', says, later=later)

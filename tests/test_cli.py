@@ -107,7 +107,7 @@ def test_report_json_has_the_promised_keys(report):
     assert [s['method'] for s in report['summary']] == NAMES and all(s['n_seeds'] == 1 for s in report['summary'])
     for s in report['summary']:
         for metric in ('accuracy', 'worst_group_accuracy', 'cluster_min_accuracy', 'worst_class_group_accuracy',
-            'seconds', 'peak_mb'): assert set(s[metric]) == {'mean', 'low', 'high'}
+            'seconds', 'peak_mb'): assert {'mean', 'low', 'high'} <= set(s[metric])
     assert all(set(p) == {'method', 'baseline', 'metric', 'difference', 'low', 'high', 'n_seeds'}
         for p in report['paired'])
     assert {('rdd-target', 'gradient'), ('rdd-distance', 'distribution'),
@@ -160,7 +160,8 @@ def test_the_figures_follow_from_the_files(demo, report, method):
 def test_summary_and_pairs_follow_from_the_rows(report):
     value = {r['method']: r for r in report['rows']}
     for s in report['summary']:
-        assert s['accuracy'] == dict(mean=pytest.approx(value[s['method']]['accuracy']), low=None, high=None)
+        mean = value[s['method']]['accuracy']
+        assert s['accuracy']['mean'] == pytest.approx(mean) and s['accuracy']['low'] < mean < s['accuracy']['high']
         own = value[s['method']]['group_accuracy']['minority']
         assert s['group_accuracy']['minority']['mean'] == pytest.approx(own)
     for p in report['paired']:
@@ -237,7 +238,7 @@ def test_one_run_from_arrays_to_a_report(call, tmp_path):
     config = json.loads((run/'config.json').read_text())
     method = config['method']
     assert (config['seed'], config['ipc'], method['steps'], method['augment']) == (3, 2, 4, 'crop rotate')
-    assert method['risk'].startswith('TwoLevel(CVaR(tail=0.3)')
+    assert method['risk'].startswith('TwoLevel(inner=CVaR(tail=0.3)')
     code, out, err = call('evaluate', 'run', '--epochs', 2, '--networks', 1, '--device', 'cpu')
     assert code == 0 and 'accuracy' in out, err
     row, = json.loads((run/'report.json').read_text())['rows']

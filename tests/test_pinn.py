@@ -558,7 +558,7 @@ def test_an_equation_in_the_users_own_file(tmp_path):
         (['--points', 0], 'points: got 0'), (['--points', -3], 'points: got -3'),
     (['--device', 'cuda:99'], "device='cuda:99' is not available"),
         (['--labels', 70], 'labels: got 70, expected at most'), (['--labels', -1], 'labels: got -1'),
-            (['--risk', 'worst'], 'unknown measure'), (['--risk', 'cvar(tail=2)'], 'tail'),
+            (['--risk', 'worst'], 'unknown risk'), (['--risk', 'cvar(tail=2)'], 'tail'),
     (['--risk', 'twolevel(mean, max)'], 'risk: got'), (['--objective', 'beauty'], 'objective: got'),
         (['--steps', -1], 'steps: got -1'), (['--networks', 0], 'networks: got 0'),
     (['--seed', -1], 'seed: got -1'), (['--seeds', 0], 'seeds: got 0')])
