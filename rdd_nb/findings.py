@@ -408,7 +408,7 @@ def reading_notes(c: Comparison) -> list:
     "What has to be known to read the comparison table."
     seeds = sorted({len(c.of(m)) for m in c.methods})
     notes = ['Accuracies are in per cent: the mean over distillation seeds and the 95 % interval for that mean '
-             '(Student’s t, cut at 0 and 100). Networks trained on the same set are averaged first, because the seed '
+             '(Student’s t on the log odds). Networks trained on the same set are averaged first, because the seed '
              'is what differs when you repeat it.']
     if 1 in seeds: notes.append('A single seed (and seeds without spread) shows Wilson’s interval for its samples. '
                                 'It says nothing about another seed.')
