@@ -106,7 +106,10 @@ def _image_files(folder, expected):
     return classes, files
 
 # %% ../nbs/07_sources.ipynb #d8207e93
-def _cause(e): return (str(e) or type(e).__name__).splitlines()[0][:99]
+def _cause(e, root=None):
+    "What went wrong, in short; the folder `root` is said already."
+    text = (str(e) or type(e).__name__).splitlines()[0]
+    return text.replace(f'{root}/', '')[:99]
 
 def _read_image(path, use):
     "`use(image)` for the image file at `path`, or one line that names the file."
@@ -254,7 +257,7 @@ def _named(name, root, download, train):
     except Exception as e:   # whatever a loader stumbles over becomes one line
         doing = 'could not be downloaded into' if download else 'the files are incomplete or damaged in'
         where = str(root / (name if packed else layout))
-        raise ValueError(f'{name}: {doing} {where!r} ({type(e).__name__}: {_cause(e).replace(str(root), root.name)})') from None
+        raise ValueError(f'{name}: {doing} {where!r} ({type(e).__name__}: {_cause(e, root)})') from None
 
 # %% ../nbs/07_sources.ipynb #e378c2fd
 def _fewer(data, n, what):
