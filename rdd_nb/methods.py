@@ -111,8 +111,8 @@ def idle(m) -> dict: # setting -> why it cannot act; settings of the network pla
         found |= dict.fromkeys(('batch', 'base'), f'{o!r} does not look at batches of real samples')
     if m.risk is None: found['clustering'] = 'there is no risk'
     elif m.risk_at != 'distance' and not m.risk.needs_groups:
-        found[
-            'clustering'] = f'at the {m.risk_at}, risk={m.risk!r} looks at samples, not at clusters; a two-level risk does'
+        why = 'looks at samples, not at clusters; a two-level risk does'
+        found['clustering'] = f'at the {m.risk_at}, risk={m.risk!r} {why}'
     for name in ('model', 'width', 'life', 'steps', 'lr', 'batch', 'mix'):
         if name not in acts: found[f'network.{name}'] = _why(m, name)
     if o is None and not acts: found['augment'] = 'nothing is trained'
@@ -349,7 +349,7 @@ name_method('cobra',
 
 # %% ../nbs/44_methods.ipynb #5b67a687
 def _settled(fields, said):
-    "Fields in which what became idle by a change goes back to its default, unless it is among `said`, what was asked for."
+    "Fields in which what became idle by a change is back at its default, unless it is among `said` (asked for)."
     if 'risk' in said and fields['risk'] is None and 'risk_at' not in said: fields['risk_at'] = None
     fields = _read_fields(fields)
     for _ in fields:                                        # one may be idle only because of another
