@@ -343,11 +343,11 @@ def write_metrics(self: _Folder, history):
 def finish(self: _Folder, run, s):
     "Write the result."
     self.claim()
-    save(s, self.done)
     self.write_metrics(run.history)
     try: save_png(s, self.out/'images.png')
     except (ValueError, RuntimeError) as e:
         warnings.warn(f'{printable(self.out)}/images.png was not drawn ({type(e).__name__})')
+    save(s, self.done)                                # last: a run with a result has all its files
     self.checkpoint.unlink(missing_ok=True)
 
 @patch

@@ -117,8 +117,9 @@ def test_stopped_at_any_write_and_resumed(what, tmp_path, monkeypatch):
         assert not list(out.glob('.*.tmp'))
         if out.exists(): assert_whole_files(out)
         assert same(run('rdd-target', out=out, resume=True), whole)
+        assert {p.name for p in out.iterdir()} - {'checkpoint.pt'} == FILES
         n += 1
-    assert n == 8      # config, twice checkpoint and metrics, then result, metrics, picture
+    assert n == 8      # config, twice checkpoint and metrics, then metrics, picture, result
 
 
 def assert_whole_files(out):
@@ -158,6 +159,7 @@ def test_a_disk_that_is_full(tmp_path):
             assert not [p for p in out.iterdir() if p.suffix == '.tmp']
             assert_whole_files(out)
         assert same(run('rdd-distance', out=out, resume=True), whole)
+        assert {p.name for p in out.iterdir()} - {'checkpoint.pt'} == FILES
     assert {0, 1} < failed and 20_000 > max(sizes)
 
 
