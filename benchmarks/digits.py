@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rdd_nb.compare import compare
 from rdd_nb.core import write_json
-from rdd_nb.evaluation import Training
+from rdd_nb.training import Training
 from rdd_nb.methods import METHODS, as_method
 from rdd_nb.sources import load_data
 

@@ -21,7 +21,8 @@ from rdd_nb.compare import FULL
 from rdd_nb.core import generator, read_json
 from rdd_nb.data import Splits
 from rdd_nb.distill import distill
-from rdd_nb.evaluation import Training, evaluate, fit_clusters
+from rdd_nb.training import Training
+from rdd_nb.evaluation import evaluate, fit_clusters
 from rdd_nb.intervals import paired, summarise
 from rdd_nb.methods import METHODS, Method, as_method
 from rdd_nb.sources import load_data

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rdd_nb.core import read_json, write_json
 from rdd_nb.distill import distill
-from rdd_nb.evaluation import Training, evaluate
+from rdd_nb.training import Training
+from rdd_nb.evaluation import evaluate
 from rdd_nb.intervals import paired, summarise
 from rdd_nb.methods import METHODS, as_method
 from rdd_nb.priors import Frequencies, GeneratorLatents, LowRank, MultiFormation, Pixels

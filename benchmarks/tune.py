@@ -16,7 +16,8 @@ import torch
 from rdd_nb import data, shifts
 from rdd_nb.core import read_json
 from rdd_nb.distill import distill
-from rdd_nb.evaluation import Training, evaluate
+from rdd_nb.training import Training
+from rdd_nb.evaluation import evaluate
 from rdd_nb.sources import load_data
 
 from common import options, write

@@ -12,7 +12,7 @@ from . import findings as found
 from . import pictures, plots
 from .blocks import Chart, Several, Sheet
 from .kmeans import assign_nearest
-from .evaluation import Training, train
+from .training import Training, train
 from .findings import best, focus
 from .models import in_chunks
 
