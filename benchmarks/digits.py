@@ -2,9 +2,9 @@
 
     python benchmarks/digits.py        # writes benchmarks/results/digits.json; about ten minutes on two cores
 
-Beside the methods of `rdd-nb demo` it has the ablations that tell the parts apart: clusters without a risk, the paper's cells
-around the synthetic images, the true groups in place of clusters (an upper row that uses labels), and training on all real
-images under mean + CVaR.
+Beside the methods of `rdd-nb demo` it has the ablations that tell the parts apart: clusters without a risk, the
+paper's cells around the synthetic images, the true groups in place of clusters (an upper row that uses labels), and
+training on all real images under mean + CVaR.
 """
 import tempfile
 from pathlib import Path

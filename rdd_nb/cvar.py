@@ -211,6 +211,7 @@ def __call__(self: Mixture, losses, p=None, groups=None):
     "As `Risk.__call__`."
     return sum(f * r(losses, p, groups) for f, r in self.check().parts)
 
+# %% ../nbs/24_cvar.ipynb #07448ad7
 Risk.__mul__ = Risk.__rmul__ = lambda self, factor: Mixture([(factor, self)])
 Risk.__add__ = lambda self, other: Mixture([(1., self), (1., other)])
 
@@ -233,6 +234,7 @@ def _inner_by_rank(inner, l, p, ids, first):
     q = inner.spread(before, p)
     return (q / torch.zeros_like(q).index_add_(0, ids, q)[ids]).to(l.dtype), l.new_zeros(1)
 
+# %% ../nbs/24_cvar.ipynb #d9235170
 def _inner_by_table(inner, l, p, ids, first):
     "Weights inside the runs and the penalty of each run, by a table with one row per run."
     row = torch.arange(len(l), device=l.device)

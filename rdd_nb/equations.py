@@ -21,6 +21,7 @@ from torch.func import jvp
 
 # %% ../nbs/09_equations.ipynb #cb891ab2
 from .core import generator
+from .parts import one_of
 from .spectral import columns, resolved, solve
 
 # %% ../nbs/09_equations.ipynb #95f629e9
@@ -491,8 +492,7 @@ def outside(
 ) -> torch.Tensor: # (m, k)
     "Conditions at distances evenly between 0 and `reach` from the training family."
     names, g = list(pde.family), generator('outside', *keys)
-    if along is not None and along not in names:
-        raise ValueError(f'along: got {along!r}, expected one of {", ".join(names)}')
+    if along is not None: one_of('along', along, names)
     s = 2 * torch.rand(m, len(names), generator=g, dtype=torch.float64) - 1
     sign = torch.randint(2, (m,), generator=g) * 2 - 1
     axis = torch.arange(m) % len(names) if along is None else torch.full((m,), names.index(along))

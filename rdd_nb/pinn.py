@@ -29,6 +29,7 @@ def _product_plan(index):
     rest = lambda e, a: at.get((e[0] - a[0], e[1] - a[1]))
     return [[(1, i, rest(e, a)) for i, a in enumerate(index) if rest(e, a) is not None] for e in index]
 
+# %% ../nbs/75_pinn.ipynb #a57f6250
 @lru_cache
 def _tanh_plan(index):
     "For each e the terms of tanh, and those of 1 - tanh^2 where a later e needs it."
@@ -72,6 +73,7 @@ def _inputs(pde, q, c):
     s = pde.scaled(c)
     return lift, bubble[..., None], torch.cat([h, torch.cat([s[None], s.new_zeros(len(h) - 1, *s.shape)])], -1)
 
+# %% ../nbs/75_pinn.ipynb #179f6340
 def _assemble(pde, theta, inputs, layers=None):
     "Taylor coefficients (s, n, F) of u."
     lift, bubble, h = inputs
@@ -112,6 +114,7 @@ def residual(self: PINN, q, c):
 # %% ../nbs/75_pinn.ipynb #4d646fc3
 FIELDS = 'q', 'c', 'value', 'target', 'weight'
 
+# %% ../nbs/75_pinn.ipynb #540af54b
 @dataclass
 class Points:
     "Points a PINN is trained on; all tensors float64 except `value`."
@@ -139,6 +142,7 @@ def save(self: Points, path):
     tensors = {f: getattr(self, f).detach().cpu().contiguous() for f in FIELDS}
     return atomic_write(path, lambda p: save_file(tensors, p, meta))
 
+# %% ../nbs/75_pinn.ipynb #357fb1ed
 def load_points(path) -> Points:
     "Read what `Points.save` wrote. Raises `FileNotFoundError`, or `ValueError` for a file that is something else."
     tensors, meta = read_tensors(path)
@@ -159,6 +163,7 @@ def _rows(pde, theta, inputs, points, layers=None):
     target, r = columns(points.target), pde.residuals(u, points.q, points.c)
     return torch.where(points.value[:, None], pde.value_scale * (u[0] - target), r - target)
 
+# %% ../nbs/75_pinn.ipynb #463d194f
 def _jacobian(pde, theta, inputs, points, graph=False):
     "Residuals (F n,), field by field, and their Jacobian (F n, weights); differentiable if `graph`."
     layers, rows = [], []

@@ -234,6 +234,7 @@ def _by_group(l, p, groups, n_groups):
     mean = l.new_zeros(n_groups).index_add_(0, groups, (inside * l).masked_fill(inside == 0, 0))
     return mass, torch.where(mass > 0, mean, math.nan), inside
 
+# %% ../nbs/25_risk.ipynb #1ddfb2ad
 def _per_group(name, values, n_groups=None):
     "`values` as a list of floats; where `n_groups` is given, as many, or None."
     if n_groups and values is None: return None
@@ -329,6 +330,7 @@ def _look(self: GroupCVaR, l, p, groups):
         return torch.where(old.isnan(), new, moved)
     return average(self.loss.to(l), mean), average(self.mass.to(l), mass), mass, mean, inside
 
+# %% ../nbs/25_risk.ipynb #c43c7b9b
 @patch
 def _solve(self: GroupCVaR, l, p, groups):
     loss, rates, mass, mean, inside = self._look(l, p, groups)

@@ -116,6 +116,7 @@ def _dc_image(image, kind, u, fill):
     else: moved = torch.as_tensor(rotate(image.numpy(), int(90 * u[0]) - 45, (1, 2), cval=fill))
     return _centred(moved, h, w)
 
+# %% ../nbs/46_training.ipynb #39be4b48
 def _augment_dc(x, g):
     u, kinds = torch.rand(len(x), 2, generator=g), torch.randint(3, (len(x),), generator=g).tolist()
     return torch.stack([_dc_image(i, k, v, float(x.mean())) for i, k, v in zip(x.cpu(), kinds, u)]).to(x)

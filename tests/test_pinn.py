@@ -610,7 +610,7 @@ BAD = [
     (lambda: asked(KdV(initial=lambda z, c: torch.sin(math.pi * z), walls=(Wall(), Wall()))), 'order 3'),
     (lambda: Heat().check([[1., 2.]]), 'conditions: got shape'),
         (lambda: Heat().check([[1., math.nan, 0]]), 'conditions: row 0'),
-    (lambda: outside(Heat(), 3, 0, along='colour'), 'along: got'),
+    (lambda: outside(Heat(), 3, 0, along='colour'), 'along='),
         (lambda: sample_points(Heat(), 2.5), 'points: got 2.5'),
     (lambda: sample_points(Heat(), True), 'points: got True'), (lambda: prepare(Heat(), 'magic'), 'method: got'),
     (lambda: prepare(Helmholtz(), 'causal'), 'need a time'), (lambda: Distillation(conditions=1), 'conditions: got 1'),
