@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/76_collocation.ipynb #57358196
 from .core import generator, pick_device, versions, write_json
-from .equations import PDES, count, inside, make_pde, outside, positive
+from .parts import number, whole
+from .equations import PDES, inside, make_pde, outside
 from .pinn import DAMPING, Exam, Points, fit
 from .risk import CVaR, Risk
 
@@ -62,7 +63,7 @@ def sample_points(
     labels=0,        # how many of them are value points, labelled by the reference solution
 ) -> Points:
     "Points spread over space, time and the training family. Raises `ValueError` for an unknown kind or number."
-    n, labels = count('points', n, 1), count('labels', labels, 0)
+    n, labels = whole('points', n, 1), whole('labels', labels, 0)
     if kind not in SAMPLERS: raise ValueError(f'kind: got {kind!r}, expected one of {", ".join(SAMPLERS)}')
     if labels > n: raise ValueError(f'labels: got {labels}, expected at most the number of points, {n}')
     q, c = _place(pde, _cube(pde, n, kind, seed, kind))
@@ -107,8 +108,8 @@ class Distillation:
 
 # %% ../nbs/76_collocation.ipynb #7b3908c6
 def _check_distillation(how):
-    for name, least in (('steps', 0), ('unroll', 1), ('conditions', 2)): count(name, getattr(how, name), least)
-    positive('lr', how.lr)
+    for name, least in (('steps', 0), ('unroll', 1), ('conditions', 2)): whole(name, getattr(how, name), least)
+    number('lr', how.lr, open_low=True)
     if not isinstance(how.risk, Risk) or how.risk.needs_groups:
         raise ValueError(f"risk: got {how.risk!r}, expected a measure of losses alone, e.g. 'cvar(tail=0.2)'")
     if not how.learn or set(how.learn) - set(LEARN):
@@ -428,7 +429,7 @@ def do_pinn(a):
     pde, how = make_pde(a.pde), Distillation(steps=a.steps, risk=a.risk, objective=a.objective)
     device = pick_device(a.device)
     for name, least in ('points', 1), ('labels', 0), ('networks', 1), ('seeds', 1), ('seed', 0):
-        count(f'--{name}', getattr(a, name), least)
+        whole(f'--{name}', getattr(a, name), least)
     exams = {place: Exam(pde, draw(pde, 64, 'test')) for place, draw in (('inside', inside), ('outside', outside))}
     methods = [m for m in METHODS if m != 'causal' or pde.coordinates[1] == 't']
     damping, rows, sets = (10., next(iter(tune(pde, n=a.points)))), [], []

@@ -17,7 +17,8 @@ from fastcore.basics import patch
 
 # %% ../nbs/75_pinn.ipynb #c83549aa
 from .core import atomic_write, generator, read_tensors
-from .equations import count, taylor
+from .parts import whole
+from .equations import taylor
 from .spectral import columns
 from .risk import CVaR
 
@@ -199,7 +200,7 @@ def fit(
     unroll=0,          # how many of the last steps keep the graph, for derivatives with respect to the points
 ) -> PINN:
     "A network trained on the points by damped Gauss-Newton steps. Raises `ValueError` for no points, or divergence."
-    count('steps', steps, 0)
+    whole('steps', steps, 0)
     if not len(points): raise ValueError('points: got none, expected at least one')
     net, inputs = PINN.new(pde, *keys, width=width, depth=depth, device=points.q.device), None
     for k in range(steps):
