@@ -127,7 +127,7 @@ def _recipe(
     precision: Literal['float32', 'bfloat16'] = 'float32', # of the training; bfloat16 is faster if the processor has it
     **kwargs,
 ): # recipe, other options
-    from rdd_nb.evaluation import Training
+    from rdd_nb.training import Training
     from rdd_nb.parts import whole
     whole('--networks', networks, 1, 1000), whole('--jobs', jobs), whole('--epochs', epochs, 1, 10**6)
     return Training(model=model, epochs=epochs, augment=augment, precision=precision), kwargs
@@ -174,7 +174,8 @@ def _opened(run, data, where):
 # %% ../nbs/78_commands.ipynb #c65b130d
 def _evaluate(run, s, splits, source, on, training, networks, device, jobs, options):
     from rdd_nb.core import pick_device, versions, write_json
-    from rdd_nb.evaluation import evaluate, fit_clusters, reference_clusters, summarise
+    from rdd_nb.intervals import summarise
+    from rdd_nb.evaluation import evaluate, fit_clusters, reference_clusters
     test, made = getattr(splits, on), s.provenance
     clusters = dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
     options |= dict(population=splits.train, jobs=min(jobs, networks))
