@@ -117,10 +117,11 @@ def wheel(tmp_path_factory):
     tmp = tmp_path_factory.mktemp('build')
     for path in ['settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE']:
         shutil.copy(ROOT / path, tmp)
-    for path in ['rdd_nb', 'nbs', 'tests']:
+    for path in ['rdd_nb', 'nbs', 'tests']:   # nbs with the solutions of the assignments
         shutil.copytree(ROOT / path, tmp / path, ignore=shutil.ignore_patterns('__pycache__'))
     sdist = build(tmp, 'sdist')
     shutil.unpack_archive(sdist, tmp/'unpacked', filter='data')
+    assert not list((tmp/'unpacked').rglob('_source'))
     return zipfile.ZipFile(build(next((tmp/'unpacked').iterdir()), 'wheel'))
 
 
@@ -128,9 +129,14 @@ def test_wheel_holds_package_and_tutorials(wheel):
     expected = {p.relative_to(ROOT).as_posix() for p in (ROOT/'rdd_nb').glob('*.py')}
     expected |= {'rdd_nb/' + p.relative_to(ROOT/'nbs').as_posix() for p in (ROOT/'nbs'/'tutorials').rglob('*.ipynb')
                  if '.ipynb_checkpoints' not in p.parts}
+    release = ROOT/'nbs'/'assignments'/'release'
+    expected |= {'rdd_nb/assignments/' + p.relative_to(release).as_posix() for p in release.rglob('*.ipynb')
+                 if '.ipynb_checkpoints' not in p.parts}
     files = {f for f in wheel.namelist() if '.dist-info/' not in f}
     assert files == expected
     assert any(f.startswith('rdd_nb/tutorials/') for f in files) and 'rdd_nb/_modidx.py' in files
+    assert 'rdd_nb/assignments/1_cvar/1_cvar.ipynb' in files
+    assert not any(b'BEGIN SOLUTION' in wheel.read(f) or b'BEGIN HIDDEN' in wheel.read(f) for f in files)
 
 
 def test_wheel_metadata(wheel):
