@@ -168,3 +168,23 @@ sys.exit(import_module('rdd_nb.cli').main())
     done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'demo' in done.stdout
+
+
+def test_the_installed_package_lends_tutorials_and_assignments(wheel, tmp_path):
+    wheel.extractall(tmp_path/'site')
+    start = 'import sys; from rdd_nb.cli import main; sys.exit(main())'
+
+    def call(*argv):
+        env = os.environ | {'PYTHONPATH': str(tmp_path/'site')}
+        return subprocess.run([sys.executable, '-c', start, *argv], cwd=tmp_path, env=env, capture_output=True, text=True)
+    for kind in 'tutorial', 'assignment':
+        listed = call(kind, 'list')
+        names = re.findall(r'^(\S+)$', listed.stdout, re.M)
+        assert listed.returncode == 0 and len(names) == len([f for f in wheel.namelist() if f.startswith(f'rdd_nb/{kind}s/')])
+        assert all(line.strip() for line in listed.stdout.splitlines())
+        got = call(kind, 'get', names[0], 'mine')
+        assert got.returncode == 0 and (tmp_path/'mine'/f'{names[0]}.ipynb').is_file(), got.stderr
+        (mine := tmp_path/'mine'/f'{names[0]}.ipynb').write_text('my work')
+        again = call(kind, 'get', names[0], 'mine')
+        assert again.returncode == 2 and 'exists already' in again.stderr and mine.read_text() == 'my work'
+    assert '1_cvar' in call('assignment', 'get', 'cvar', 'mine').stderr
