@@ -7,6 +7,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb')
                    if not any(part[0] in '._' for part in p.relative_to(ROOT).parts))
+RUN = [p for p in NOTEBOOKS if 'assignments' not in p.parts]   # see test_assignments.py
 TUTORIALS = [p for p in NOTEBOOKS if 'tutorials' in p.parts]
 
 
@@ -58,7 +59,7 @@ def server():
 
 
 # the long ones first, so that no worker is left with one at the end
-@pytest.mark.parametrize('path', sorted(NOTEBOOKS, key=lambda p: p not in TUTORIALS), ids=name)
+@pytest.mark.parametrize('path', sorted(RUN, key=lambda p: p not in TUTORIALS), ids=name)
 def test_notebook_runs(path, server, tmp_path):
     flags, printed = 'data' if os.environ.get('RDD_NB_DATA') else '', tmp_path/'printed'
     if server is None: said = tool('nbdev_test', '--path', path, '--n_workers', '0', '--flags', flags, cwd=ROOT)
