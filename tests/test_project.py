@@ -16,7 +16,7 @@ MODULES = {p.stem: p.read_text(encoding='utf-8') for p in (ROOT/'rdd_nb').glob('
 FLOORS = [
     'cli', 'commands', 'sweep sites', 'report', 'report_images compare merge collocation', 'findings auto',
     'distill runs surrogates', 'methods evaluation tasks pinn', 'bilevel trajectory moments teacher foreign blocks',
-    'matching synthetic metrics sources equations plots', 'clustering', 'shifts coresets',
+    'matching synthetic metrics sources equations plots', 'clustering', 'shifts coresets tabular',
     'data tables learners models augment corruptions intervals kmeans risk priors spectral', 'parts', 'core pictures'
 ]
 HEIGHT = {module: -depth for depth, floor in enumerate(FLOORS) for module in floor.split()}
