@@ -29,7 +29,8 @@ from tqdm.auto import tqdm
 from . import risk as risks
 from .core import Cost, atomic_write, generator, pick_device, read_tensors
 from .data import GroupedDataset
-from .models import in_chunks, make_model
+from .learners import default_models
+from .models import MODELS, in_chunks, make_model, usual
 from .augment import AUGMENTATIONS, augment, cutmix
 from .kmeans import KMeans, assign_nearest
 from .corruptions import as_corruptions
@@ -61,7 +62,7 @@ def _check_training(t):
 @dataclass(frozen=True)
 class Training:
     "How a network is trained on a set of samples, the same for every set."
-    model: str = 'convnet'          # see `rdd_nb.models.MODELS`
+    model: str = 'convnet'          # see `rdd_nb.models.MODELS`; 'logistic' or 'boosting': see `Training.learner`
     width: int | None = None        # of a convnet or mlp; None: 32 below 16 pixels, else 128
     epochs: int = 200
     lr: float = .05                 # step size at the beginning
@@ -84,6 +85,11 @@ class Training:
 def describe(self:Training) -> dict:
     "The settings as plain values, for the record."
     return {k: v if isinstance(v, (str, int, float, type(None))) else repr(v) for k, v in vars(self).items()}
+
+@patch(as_prop=True)
+def learner(self:Training):
+    "The scikit-learn classifier behind a name of `rdd_nb.learners.default_models`, or None for a network."
+    return None if self.model in MODELS else default_models().get(self.model)
 
 @patch
 def network(self:Training, shape, n_classes, seed):
@@ -330,6 +336,8 @@ def _check_fit(source, test):
     if source.x.shape[1:] != test.x.shape[1:]:
         shapes = tuple(source.x.shape[1:]), tuple(test.x.shape[1:])
         raise ValueError(f'the set has samples of shape {shapes[0]} and the test data {shapes[1]}')
+    if (columns := [t.describe() for t in (getattr(source, 'table', None), test.table) if t is not None])[1:]:
+        if columns[0] != columns[1]: raise ValueError('the set has columns or units of another table than the test data')
     missing = ', '.join(mine[c] for c in sorted(set(range(test.n_classes)) - set(source.y.tolist())))
     if missing:
         warnings.warn(f'no samples of class {missing}: networks cannot learn what they are not shown', stacklevel=3)
@@ -442,6 +450,7 @@ def _row(make, device, about, source, test, clusters, corruptions, population, m
 def _recipe(name, source, test, t, teacher, networks, seed):
     "(recipe, what a row says about it): a protocol's where one is named."
     _check_fit(source, test)
+    t = dataclasses.replace(t, model=usual(t.model, source.x.shape[1:]))
     if networks < 1: raise ValueError(f'networks={networks} must be at least 1')
     if name == 'rded' and teacher is None:
         raise ValueError("protocol='rded' takes its labels from a teacher=: a network trained on real data")
@@ -476,6 +485,10 @@ def evaluate(
     **measures,            # of `measure`: minimum, metrics, keep
 ) -> dict: # one row of a report, without 'method'
     "Train networks on `source`, test each once. Raises `ValueError` where they do not fit; warns of small groups."
+    if training.learner is not None:
+        if teacher or protocol or training.risk: raise ValueError(f'model={training.model!r} is no network: a protocol, '
+                                                                  'a teacher or a risk in its training cannot act')
+        return evaluate_estimator(training.learner, source, test, 1, seed, clusters, corruptions, population, **measures)
     t, said = _recipe(protocol, source, test, training, teacher, networks, seed)
     make = lambda device: _answers(source, test, t, networks, seed, device, jobs, progress, teacher)
     return _row(make, device, said, source, test, clusters, corruptions, population, measures)
