@@ -253,7 +253,8 @@ def check_inputs(
         made = 'rdd_nb.data.from_arrays(x, y) makes one'
         raise ValueError(f'data is a {type(data).__name__}, expected a GroupedDataset; {made}')
     if data.x.dim() == 2 and (method.augment or method.network.mix):
-        raise ValueError(f'augment={shown(method.augment)}, mix={method.network.mix}: made for images, not for rows')
+        what = f'augment={shown(method.augment)}' if method.augment else f'network.mix={method.network.mix}'
+        raise ValueError(f'{what}: made for images, not for rows of a table')
     need, counts = whole('ipc', ipc) * method.prior.per_sample, torch.bincount(data.y, minlength=data.n_classes)
     name, fewest = printable(data.classes[int(counts.argmin())]), int(counts.min())
     if fewest == 0: raise ValueError(f'class {name} of the data set has no samples')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLASSES', 'LEVELS', 'COARSE', 'split_table', 'frame_of', 'read_codec']
 
-# %% ../nbs/09_tabular.ipynb #6e12ff1d
+# %% ../nbs/09_tabular.ipynb #d8757415
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-# %% ../nbs/09_tabular.ipynb #3eac0893
+# %% ../nbs/09_tabular.ipynb #27cb3ec8
 from fastcore.basics import patch
 from .core import generator
 from .data import GroupedDataset, Splits, draw_parts, stratified
 from .parts import shown, whole
 from .tables import Column, Schema, TableCodec, read_schema, read_table, target_of
 
-# %% ../nbs/09_tabular.ipynb #2dc89219
+# %% ../nbs/09_tabular.ipynb #623d2c1d
 CLASSES, LEVELS = 1000, 200   # at most so many classes, and different values of a group or category column
 
 def _there(t, names, what):
@@ -45,7 +45,7 @@ def _classes(t, target):
                                           f'{len(t)} rows, expected at least 3 for the three parts')
     return t, c
 
-# %% ../nbs/09_tabular.ipynb #aa7009fb
+# %% ../nbs/09_tabular.ipynb #a5048712
 def _level(column, v):
     "A value of a group column in words."
     return 'missing' if pd.isna(v) else v if isinstance(v, str) else f'{column}={v}'
@@ -61,7 +61,7 @@ def _groups(t, columns):
     ids, names = pd.factorize(pd.Series([' & '.join(row) for row in zip(*words)], dtype=object), sort=True)
     return ids, list(names)
 
-# %% ../nbs/09_tabular.ipynb #e9ae1c44
+# %% ../nbs/09_tabular.ipynb #07949e7f
 COARSE = .1   # share of copies above which rows are different people that happen to agree
 
 def _draw(features, y, group, names, wanted, limit):
@@ -74,7 +74,7 @@ def _draw(features, y, group, names, wanted, limit):
         rows = stratified(strata, limit, generator('limit'))
     return {part: rows[i].numpy() for part, i in draw_parts(raw.subset(rows), wanted).items()}
 
-# %% ../nbs/09_tabular.ipynb #353fd0bd
+# %% ../nbs/09_tabular.ipynb #7eff0dc9
 def _names(value) -> list:
     "Names of columns from a text with commas, or a list of them."
     return [v.strip() for v in value.split(',') if v.strip()] if isinstance(value, str) else list(value)
@@ -92,18 +92,18 @@ def _read(table, target, groups, missing, drop):
     if set(t) == {target, *groups}: raise ValueError('table: has no column beside target and groups')
     return t, groups
 
-# %% ../nbs/09_tabular.ipynb #504a26fb
+# %% ../nbs/09_tabular.ipynb #3e0a8481
 def _schema(t, target, categories, accept, order):
     "The columns of a table, each asked about. Raises `ValueError` for what is in doubt or has too many levels."
-    _there(t, _names(categories), 'categories')
-    found = read_schema(t, target, None, dict.fromkeys(_names(categories), 'category'), _names(order), _names(accept))
+    codes, known = ([c for c in _names(names) if c in t] for names in (categories, accept))
+    found = read_schema(t, target, None, dict.fromkeys(codes, 'category'), _names(order), known)
     for c in found.columns.values():
         if c.kind == 'category' and len(c.levels) > LEVELS:
             raise ValueError(f'column {c.name!r}: has {len(c.levels)} different values, expected at most {LEVELS} in a '
                              'category; leave it out (--drop) or join the rare ones')
     return found
 
-# %% ../nbs/09_tabular.ipynb #8e452a0c
+# %% ../nbs/09_tabular.ipynb #15dfc04b
 def split_table(
     table,         # CSV or Parquet file, or a DataFrame
     target=None,   # name of the column of classes
@@ -122,25 +122,26 @@ def split_table(
     "Stratified, leak-free parts of a table. Raises `ValueError` or `FileNotFoundError` in one line."
     t, groups = _read(table, target, groups, missing, drop)
     t, label = _classes(t, target)
+    _there(t, _names(categories), 'categories'), _there(t, _names(accept), 'accept')
     _schema(t.drop(columns=groups), target, categories, accept, order)      # asks and refuses, on all rows
     y, (group, names) = label.numbers(t[target]).astype(int), _groups(t, groups)
     features, wanted = t.drop(columns=[target, *groups]), dict(test=(test, test_seed), val=(val, seed))
     if isinstance(val, int) and val == 0: del wanted['val']
     rows = _draw(features, y, group, names, wanted, limit)
     first = t.drop(columns=groups).iloc[rows['train']]
-    schema = _schema(first, target, [c for c in _names(categories) if c in first], list(first), order)
+    schema = _schema(first, target, categories, list(first), order)
     schema.target = label
     name = 'table' if isinstance(table, pd.DataFrame) else Path(table).stem
     return _encoded(features, y, group, names, rows, TableCodec(schema, holes='flag').fit(first), name)
 
-# %% ../nbs/09_tabular.ipynb #fb382de4
+# %% ../nbs/09_tabular.ipynb #5010800d
 def _encoded(features, y, group, names, rows, codec, name):
     "Parts of a table as data sets that share a codec."
     x, classes = torch.as_tensor(codec.transform(features), dtype=torch.float32), [str(l) for l in codec.schema.classes]
     data = GroupedDataset(x, y, group, classes, names)._with(table=codec)
     return Splits(*[data.subset(rows.get(p, []))._with(name=f'{name}/{p}') for p in Splits._fields])
 
-# %% ../nbs/09_tabular.ipynb #ab7208d7
+# %% ../nbs/09_tabular.ipynb #3b6b3065
 def frame_of(
     data, # a `GroupedDataset` or `SyntheticDataset` of typed rows
 ) -> pd.DataFrame:
@@ -150,7 +151,7 @@ def frame_of(
     rows = data.table.inverse_transform(data.pixels().cpu().double().numpy())
     return rows.assign(**{target.name: target.typed(data.y.cpu().numpy())})
 
-# %% ../nbs/09_tabular.ipynb #4eaa3e75
+# %% ../nbs/09_tabular.ipynb #2ce1c7d2
 @patch
 def describe(self: TableCodec) -> dict:
     "A fitted codec as plain values, for JSON; `read_codec` reads them."
