@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from .core import Cost, atomic_write, generator, pick_device, read_tensors
 from .data import GroupedDataset
 from .kmeans import KMeans, assign_nearest
+from .models import usual
 from .corruptions import as_corruptions
 from .metrics import NoiseWarning, group_metrics, notes, population_shares, summary_metrics
 from .synthetic import SyntheticDataset
@@ -72,6 +73,8 @@ def _check_fit(source, test):
     if source.x.shape[1:] != test.x.shape[1:]:
         shapes = tuple(source.x.shape[1:]), tuple(test.x.shape[1:])
         raise ValueError(f'the set has samples of shape {shapes[0]} and the test data {shapes[1]}')
+    if (columns := [t.describe() for t in (getattr(source, 'table', None), test.table) if t is not None])[1:]:
+        if columns[0] != columns[1]: raise ValueError('the set has columns or units of another table than the test data')
     missing = ', '.join(mine[c] for c in sorted(set(range(test.n_classes)) - set(source.y.tolist())))
     if missing:
         warnings.warn(f'no samples of class {missing}: networks cannot learn what they are not shown', stacklevel=3)
@@ -184,6 +187,7 @@ def _row(make, device, about, source, test, clusters, corruptions, population, m
 def _recipe(name, source, test, t, teacher, networks, seed):
     "(recipe, what a row says about it): a protocol's where one is named."
     _check_fit(source, test)
+    t = dataclasses.replace(t, model=usual(t.model, source.x.shape[1:]))
     if networks < 1: raise ValueError(f'networks={networks} must be at least 1')
     if name == 'rded' and teacher is None:
         raise ValueError("protocol='rded' takes its labels from a teacher=: a network trained on real data")
@@ -218,6 +222,10 @@ def evaluate(
     **measures,            # of `measure`: minimum, metrics, keep
 ) -> dict: # one row of a report, without 'method'
     "Train networks on `source`, test each once. Raises `ValueError` where they do not fit; warns of small groups."
+    if training.learner is not None:
+        if teacher or protocol or training.risk: raise ValueError(f'model={training.model!r} is no network: a protocol, '
+                                                                  'a teacher or a risk in its training cannot act')
+        return evaluate_estimator(training.learner, source, test, 1, seed, clusters, corruptions, population, **measures)
     t, said = _recipe(protocol, source, test, training, teacher, networks, seed)
     make = lambda device: _answers(source, test, t, networks, seed, device, jobs, progress, teacher)
     return _row(make, device, said, source, test, clusters, corruptions, population, measures)
