@@ -133,8 +133,9 @@ def steps(titles, page, link):
     lessons = [other for other in titles if kind(other) == 'Lessons']
     if page not in lessons: return ''
     i = lessons.index(page)
-    before, after = lessons[i-1:i], lessons[i+1:i+2]
-    return '<nav class="steps">' + ''.join(f'<span>{link(o)}</span>' for o in before + after) + '</nav>\n'
+    before, after = (lessons[j] if 0 <= j < len(lessons) else None for j in (i - 1, i + 1))
+    return (f'<nav class="steps"><span>{f"← {link(before)}" if before else ""}</span>'
+            f'<span>{f"{link(after)} →" if after else ""}</span></nav>\n')
 
 
 def front_matter(path):
@@ -158,8 +159,9 @@ def make_pages(some, out):
     nbdev.doclinks._build_modidx()
     fronts = {p.relative_to(cfg.nbs_path): front_matter(p) for p in sorted(nbglob(cfg.nbs_path, as_path=True))}
     pages = {path: page_name(path, front) for path, front in fronts.items()}
-    first = [cfg.readme_nb, 'glossary.ipynb', 'references.ipynb']
-    order = sorted(pages, key=lambda p: (p.name not in first, len(p.parts) != 2, len(p.parts), p))
+    first = ['references.ipynb', 'glossary.ipynb', cfg.readme_nb]
+    order = sorted(pages, key=lambda p: (-first.index(p.name) - 1 if p.name in first else 0, len(p.parts) != 2,
+                                         len(p.parts), p))
     titles = {pages[p]: fronts[p].get('title', p.stem) for p in order}
     chosen = [p.resolve().relative_to(cfg.nbs_path.resolve()) for p in some] or order
     found = [s for path in chosen for s in sections(make_page(path, fronts[path], pages, titles, out), pages[path])]
