@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Moving', 'tail_slider', 'movable_centres', 'share_slider']
 
-# %% ../nbs/56_hands_on.ipynb #8ea62642
+# %% ../nbs/56_hands_on.ipynb #fa9a9286
 import hashlib, json
 from dataclasses import dataclass
 from string import Template
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from .kmeans import assign_nearest
 from .risk import CVaR
 
-# %% ../nbs/56_hands_on.ipynb #992c9da5
+# %% ../nbs/56_hands_on.ipynb #8157ede1
 _PAGE = Template('''<div id="$id" style="max-width: ${width}px; font: 14px sans-serif">
 <svg viewBox="0 0 $width $height" style="width: 100%; touch-action: none" role="img" aria-label="$title">$drawing</svg>
 <div>$controls</div><div data-text style="min-height: 3em">$text</div>
@@ -36,7 +36,7 @@ class Moving:
     width: int = 480
     height: int = 200
 
-# %% ../nbs/56_hands_on.ipynb #6358d0c3
+# %% ../nbs/56_hands_on.ipynb #d5254afb
 @patch
 def _repr_html_(self: Moving) -> str:
     data = json.dumps(self.data)
@@ -49,7 +49,7 @@ def _slider(name, value, low, high, step):
     return (f'<label>{name} <input type="range" min="{low}" max="{high}" step="{step}" value="{value}" '
             f'style="width: 60%; vertical-align: middle"></label>')
 
-# %% ../nbs/56_hands_on.ipynb #3e860f20
+# %% ../nbs/56_hands_on.ipynb #0c708f6e
 _TAIL = '''const bars = all("rect"), slider = root.querySelector("input"), n = data.losses.length;
 function draw() {
   const tail = +slider.value; let left = tail * n, total = 0;
@@ -61,7 +61,7 @@ function draw() {
 }
 slider.addEventListener("input", draw);'''
 
-# %% ../nbs/56_hands_on.ipynb #5c077731
+# %% ../nbs/56_hands_on.ipynb #eb5bcf38
 def tail_slider(
     losses,    # (n,) at least 0; a few dozen are easy to see
     tail=.2,   # where the slider starts
@@ -76,8 +76,14 @@ def tail_slider(
     data = dict(losses=losses.tolist(), mean=losses.mean().item())
     return Moving('Losses and their weights', bars, _slider('tail', tail, .02, 1, .01), text, _TAIL, data)
 
-# %% ../nbs/56_hands_on.ipynb #4ae1140e
-_CELLS = '''const dots = all("circle"), marks = all("g"), [svg] = all("svg"), [button] = all("button");
+# %% ../nbs/56_hands_on.ipynb #df49ced4
+_PLANE = '''
+data.x = v => 20 + 440 * (v - data.low[0]) / (data.high[0] - data.low[0]);
+data.y = v => 180 - 160 * (v - data.low[1]) / (data.high[1] - data.low[1]);
+const put = (mark, [a, b]) => mark.setAttribute("transform", `translate(${data.x(a)} ${data.y(b)})`);'''
+
+_NEAREST = _PLANE + '''
+const dots = all("circle"), marks = all("g"), [svg] = all("svg"), [button] = all("button");
 let moved = null, nearest = [];
 function draw() {
   let total = 0;
@@ -86,11 +92,13 @@ function draw() {
     dots[i].setAttribute("fill", data.colours[k % data.colours.length]); total += d[k];
     return k;
   });
-  data.centres.forEach(([a, b], k) => marks[k].setAttribute("transform", `translate(${data.x(a)} ${data.y(b)})`));
+  data.centres.forEach((c, k) => put(marks[k], c));
   said.textContent = `mean squared distance ${show(total / data.points.length)}`;
 }
-data.x = v => 20 + 440 * (v - data.low[0]) / (data.high[0] - data.low[0]);
-data.y = v => 180 - 160 * (v - data.low[1]) / (data.high[1] - data.low[1]);
+draw();'''
+
+# %% ../nbs/56_hands_on.ipynb #2202ac51
+_DRAG = '''
 marks.forEach((m, k) => m.addEventListener("pointerdown", e => { moved = k; e.preventDefault(); }));
 addEventListener("pointerup", () => moved = null);
 svg.addEventListener("pointermove", e => {
@@ -107,10 +115,9 @@ button.addEventListener("click", () => {
     return own.length ? [mean(0), mean(1)] : c;
   });
   draw();
-});
-draw();'''
+});'''
 
-# %% ../nbs/56_hands_on.ipynb #be581671
+# %% ../nbs/56_hands_on.ipynb #dec43892
 def _placed(x, low, high):
     "Coordinates in the drawing, 480 x 200 with a margin."
     share = (x - low) / (high - low)
@@ -124,7 +131,7 @@ def _marks(places, inks):
     return ''.join(f'<g transform="translate({a:.1f} {b:.1f})" style="cursor: move">{cross.format(ink)}</g>'
                    for (a, b), ink in zip(places, inks))
 
-# %% ../nbs/56_hands_on.ipynb #5c1907d1
+# %% ../nbs/56_hands_on.ipynb #cb978e49
 def movable_centres(
     points,   # (n, 2) samples
     centres,  # (k, 2) where the centres start
@@ -137,19 +144,24 @@ def movable_centres(
     drawing = dots + _marks(_placed(centres, low, high), ['currentColor'] * len(centres))
     data = dict(points=points.tolist(), centres=centres.tolist(), low=low.tolist(), high=high.tolist(), colours=_INKS)
     return Moving('Samples and their nearest centres', drawing, '<button>one step of k-means</button>',
-                  f'mean squared distance {distance.mean():.2f}', _CELLS, data)
+                  f'mean squared distance {distance.mean():.2f}', _NEAREST + _DRAG, data)
 
-# %% ../nbs/56_hands_on.ipynb #821bf77a
-_SHARE = '''const slider = root.querySelector("input"), marks = all("g"), dots = all("circle");
-const gap = (p, x) => (p[0] - x[0]) ** 2 + (p[1] - x[1]) ** 2, tail = data.tail;
+# %% ../nbs/56_hands_on.ipynb #d08809c3
+_WORST = _PLANE + '''
+const gap = (p, x) => (p[0] - x[0]) ** 2 + (p[1] - x[1]) ** 2;
 const at = (p, w) => [0, 1].map(j => p.reduce((s, v, i) => s + w[i] * v[j], 0));
 function worst(x, w) {
   const d = data.points.map(p => gap(p, x)), q = d.map(() => 0);
-  const order = d.map((_, i) => i).sort((a, b) => d[b] - d[a]);
-  let left = tail;
-  for (const i of order) { q[i] = Math.min(w[i], left) / tail; left -= q[i] * tail; }
+  let left = data.tail;
+  for (const i of d.map((_, i) => i).sort((a, b) => d[b] - d[a])) {
+    q[i] = Math.min(w[i], left) / data.tail; left -= q[i] * data.tail;
+  }
   return q;
-}
+}'''
+
+# %% ../nbs/56_hands_on.ipynb #5d5b0eb6
+_SHARE = _WORST + '''
+const slider = root.querySelector("input"), marks = all("g"), dots = all("circle");
 function draw() {
   const share = +slider.value, n = data.few, m = data.points.length - n;
   const w = data.points.map((_, i) => i < m ? (1 - share) / m : share / n), mean = at(data.points, w);
@@ -158,19 +170,16 @@ function draw() {
     const goal = at(data.points, worst(x, w));
     x = x.map((v, j) => v + (goal[j] - v) / (k + 1));
   }
-  [mean, x].forEach(([a, b], k) => marks[k].setAttribute("transform", `translate(${data.x(a)} ${data.y(b)})`));
+  put(marks[0], mean), put(marks[1], x);
   dots.forEach((dot, i) => dot.setAttribute("fill-opacity", Math.min(1, .15 + 20 * w[i])));
-  const far = (x, from, to = data.points.length) =>
-    data.points.slice(from, to).reduce((s, p) => s + gap(p, x), 0) / (to - from);
+  const far = (x, from, to) => data.points.slice(from, to).reduce((s, p) => s + gap(p, x), 0) / (to - from);
   const told = (name, x) => `${name}: squared distance ${show(far(x, 0, m))} for the majority, ` +
-    `${show(far(x, m))} for the minority`;
+    `${show(far(x, m, m + n))} for the minority`;
   said.innerHTML = told("mean", mean) + "<br>" + told("CVaR", x);
 }
-data.x = v => 20 + 440 * (v - data.low[0]) / (data.high[0] - data.low[0]);
-data.y = v => 180 - 160 * (v - data.low[1]) / (data.high[1] - data.low[1]);
 slider.addEventListener("input", draw);'''
 
-# %% ../nbs/56_hands_on.ipynb #571c4f65
+# %% ../nbs/56_hands_on.ipynb #19011dcc
 def _best_place(points, p, tail, steps=400):
     "The place of least CVaR of squared distances to `points` (n, 2) under probabilities `p`."
     x = p @ points
@@ -179,7 +188,7 @@ def _best_place(points, p, tail, steps=400):
         x = x + (q @ points - x) / (k + 1)
     return x
 
-# %% ../nbs/56_hands_on.ipynb #6c13b2dc
+# %% ../nbs/56_hands_on.ipynb #d2ad3f95
 def share_slider(
     majority,   # (m, 2) samples
     minority,   # (n, 2) samples
