@@ -19,7 +19,8 @@ from rdd_nb.auto import ROWS, distill_auto
 from rdd_nb.core import generator
 from rdd_nb.data import Splits, stratified
 from rdd_nb.distill import distill
-from rdd_nb.evaluation import Training, evaluate
+from rdd_nb.training import Training
+from rdd_nb.evaluation import evaluate
 from rdd_nb.intervals import interval
 from rdd_nb.methods import METHODS, as_method
 from rdd_nb.metrics import NoiseWarning

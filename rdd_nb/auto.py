@@ -24,7 +24,7 @@ from .clustering import SPACES
 from .core import generator, pick_device, printable, read_json, versions, write_json
 from .data import GroupedDataset, split
 from .distill import Distiller, check_inputs, distill
-from .evaluation import Training, predict_scores, train
+from .training import Training, predict_scores, train
 from .kmeans import KMeans, assign_nearest
 from .methods import METHODS, Method, as_method
 from .models import in_chunks

@@ -19,7 +19,8 @@ from .core import atomic_write, pick_device, read_json, versions, write_json
 from .data import Splits
 from .distill import check_inputs, distill
 from .methods import as_method
-from .evaluation import Training, evaluate, fit_clusters, reference_clusters, train
+from .training import Training, train
+from .evaluation import evaluate, fit_clusters, reference_clusters
 from .intervals import paired, recipe_differences, summarise
 from .metrics import NoiseWarning
 from .parts import one_of, shown, whole

@@ -294,7 +294,7 @@ def _asked(name, shift, share, data_seed, **extra):
     own = TASKS[name][1] if name in TASKS else 'minority' if name == 'digits' else 'none'
     if name in TASKS and shift not in (None, own):
         raise ValueError(f'{name} has the shift {own!r}, got shift={shown(shift)}')
-    whole('data_seed', data_seed, -2**63)
+    whole('data_seed', data_seed, 0)
     given = {k: v for k, v in extra.items() if v not in (None, '', (), [])}
     return dict(name=str(name), shift=own if shift is None else shift, share=share, data_seed=data_seed) | given
 

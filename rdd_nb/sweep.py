@@ -13,7 +13,7 @@ from .compare import FULL, check_all, claim, digits_of, gather, record, run_all,
 from .core import atomic_write, pick_device, versions, write_json
 from .sources import load_data
 from .methods import METHODS, Method, as_method
-from .evaluation import Training
+from .training import Training
 from .parts import one_of, shown, whole
 from .report import frame, read_comparison, write_report
 

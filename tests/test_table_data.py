@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 import rdd_nb
 from rdd_nb.cli import main
 from rdd_nb.distill import Distiller, distill
-from rdd_nb.evaluation import Training, evaluate
+from rdd_nb.training import Training
+from rdd_nb.evaluation import evaluate
 from rdd_nb.methods import METHODS, as_method
 from rdd_nb.priors import Quantiles
 from rdd_nb.sources import load_data
