@@ -101,7 +101,7 @@ def _changed(
 @delegates(_changed)
 def distill(
     data: str, # digits, mnist, ..., a folder of images (a subfolder per class), an .npz file with x and y, or a table
-    method: str = 'rdd-distance', # one of `rdd-nb methods`, or auto: a choice that needs no group labels
+    method: str | None = None, # of `rdd-nb methods`, or auto: a choice (if not given: rdd-distance; for a table rows)
     ipc: int = 10, # images (or rows) per class
     seed: int = 0, # of the distillation
     out: str | None = None, # run folder (if not given: runs/DATA-METHOD-ipcN-seedK)
@@ -112,12 +112,17 @@ def distill(
     **kwargs,
 ):
     "Distil one data set with one method and one seed."
+    method = method or _usual_method(data)
     out = _folder(out, f'runs/{Path(data).stem}-{method}-ipc{ipc}-seed{seed}')
     use_parts(parts)
     changed, label, where = _changed(method, **kwargs)
     return _distill(_data(data, **where), changed, label, ipc, seed, device, out, resume, trust)
 
 # %% ../nbs/78_commands.ipynb #5a1a3beb
+def _usual_method(data):
+    from rdd_nb.sources import TABLES
+    return 'rows' if str(data).lower().endswith(TABLES) else 'rdd-distance'
+
 def _distill(loaded, method, label, ipc, seed, device, out, resume, trust):
     from rdd_nb.auto import distill_auto
     from rdd_nb.compare import trusting
