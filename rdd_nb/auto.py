@@ -428,6 +428,7 @@ def _place(out, resume):
 # %% ../nbs/66_auto.ipynb #94d7e78d
 def _chosen(fit, val, paths, ipc, seed, device, progress, kwargs):
     "The choice that is kept in one of two files, or a new one, which is written to the first."
+    kwargs = (dict(portfolio=ROWS) if fit.x.dim() == 2 else {}) | kwargs
     given = inspect.signature(choose).bind(fit, val, ipc, seed, **kwargs)
     given.apply_defaults()
     for path in paths:
@@ -457,7 +458,6 @@ def distill_auto(
     "Choose a method without group labels, then distil all training data with it. Raises `ValueError` in one line."
     paths = () if out is None else _place(out, resume)
     train, fit, val, held = _material(data, seed)
-    if train.x.dim() == 2: kwargs = dict(portfolio=ROWS) | kwargs
     if held and progress: print(f'no validation data: {held} of {len(train)} training samples are held out')
     choice = _chosen(fit, val, paths, ipc, seed, device, progress, kwargs)
     s = distill(train, choice.method, ipc, seed, device, out, resume, progress, source=source, label='auto')
