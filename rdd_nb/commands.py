@@ -13,7 +13,17 @@ from types import ModuleType, SimpleNamespace
 from typing import Literal
 from fastcore.meta import delegates
 
+# %% ../nbs/78_commands.ipynb #d0e2fc25
+def _columns(
+    categories: str = '', # number columns of a table that are codes, separated by commas
+    missing: list = (), # what stands for a missing value beside '?', NA and nothing: CODE or COLUMN=CODE; repeatable
+    drop: list = (), # a column to leave out; may be repeated
+    accept: list = (), # a column or table to take as it is, although it looks wrong; may be repeated
+    order: list = (), # what holds in every row, such as 'direct <= total' or 'dose >= 0'; may be repeated
+): return dict(locals(), missing=['?', *missing])
+
 # %% ../nbs/78_commands.ipynb #b29736fe
+@delegates(_columns)
 def _data(
     name,
     shift: str | None = None, # hidden minority to plant, or none (if not given: minority for digits, else none)
@@ -21,14 +31,19 @@ def _data(
     data_seed: int | None = None, # redraws the split and the minority
     root: str | None = None, # folder with data on disk (if not given: the environment variable RDD_NB_DATA)
     download: bool = False, # let torchvision download what is missing
+    target: str | None = None, # column of a table that is to be predicted, with two or more classes
+    groups: str = '', # columns of a table whose combinations are the groups, separated by commas; they are no features
+    **kwargs,
 ):
     "Splits, and how they were loaded."
     from rdd_nb.sources import load_data
-    if not name: raise ValueError("data='': expected a name, a folder or an .npz file")
+    if not name: raise ValueError("data='': expected a name, a folder, an .npz file or a table")
     if root is not None and not Path(root).is_dir(): raise FileNotFoundError(f'--root {root}: there is no such folder')
-    given = dict(shift=shift, share=share, data_seed=data_seed, root=root)
-    splits = load_data(str(name), download=download, **{k: v for k, v in given.items() if v is not None})
+    given = dict(shift=shift, share=share, data_seed=data_seed, root=root, target=target, groups=groups, **kwargs)
+    splits = load_data(str(name), download=download, **_given(given))
     return splits, splits.source
+
+def _given(options): return {k: v for k, v in options.items() if v not in (None, False, '', (), [])}
 
 def _folder(out, otherwise=None):
     out = otherwise if out is None else out
@@ -84,9 +99,9 @@ def _changed(
 # %% ../nbs/78_commands.ipynb #9ea8644d
 @delegates(_changed)
 def distill(
-    data: str, # digits, mnist, ..., a folder of images (a subfolder per class), or an .npz file with x and y
+    data: str, # digits, mnist, ..., a folder of images (a subfolder per class), an .npz file with x and y, or a table
     method: str = 'rdd-distance', # one of `rdd-nb methods`, or auto: a choice that needs no group labels
-    ipc: int = 10, # images per class
+    ipc: int = 10, # images (or rows) per class
     seed: int = 0, # of the distillation
     out: str | None = None, # run folder (if not given: runs/DATA-METHOD-ipcN-seedK)
     resume: bool = False, # continue a run that was stopped
@@ -113,8 +128,9 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust):
     else:
         with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, **options)
     p = s.provenance
-    print(f'{len(s)} synthetic images in {out}/synthetic.safetensors ({p["steps"]} steps, {p["seconds"]:.0f} s); '
-          f'next: rdd-nb evaluate {out}')
+    what = 'images in {}/synthetic.safetensors' if s.x.dim() == 4 else 'rows in {}/synthetic.csv'
+    what = what if s.table is not None or s.x.dim() == 4 else what.replace('csv', 'safetensors')
+    print(f'{len(s)} synthetic {what.format(out)} ({p["steps"]} steps, {p["seconds"]:.0f} s); next: rdd-nb evaluate {out}')
     return s
 
 # %% ../nbs/78_commands.ipynb #b16f067f
@@ -122,16 +138,16 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust):
 def _recipe(
     networks,
     jobs,
-    model: str = 'convnet', # architecture
+    model: str | None = None, # architecture, or logistic or boosting (if not given: convnet; for a table these two and mlp)
     epochs: int = 200, # of every network
     augment: str = '', # augmentation while training, such as 'crop scale rotate'
     precision: Literal['float32', 'bfloat16'] = 'float32', # of the training; bfloat16 is faster if the processor has it
     **kwargs,
 ): # recipe, other options
-    from rdd_nb.evaluation import Training
+    from rdd_nb.training import Training
     from rdd_nb.parts import whole
     whole('--networks', networks, 1, 1000), whole('--jobs', jobs), whole('--epochs', epochs, 1, 10**6)
-    return Training(model=model, epochs=epochs, augment=augment, precision=precision), kwargs
+    return Training(model=model or 'convnet', epochs=epochs, augment=augment, precision=precision), kwargs
 
 # %% ../nbs/78_commands.ipynb #cd64cb54
 @delegates(_recipe)
@@ -148,11 +164,12 @@ def evaluate(
     device: str | None = None, # cpu, cuda, cuda:1, ... (if not given: a GPU if there is one)
     **kwargs,
 ):
-    "Train networks on synthetic sets and test them per group."
+    "Train networks (for a table also other models) on synthetic sets and test them per group."
     options = dict(protocol=protocol, metrics=_functions(use_parts(parts), metrics), corruptions=corruptions)
     recipe, where = _recipe(networks, jobs, **kwargs)
-    found = [_opened(Path(r), data, where) for r in run]
-    return [_evaluate(*f, on, recipe, networks, device, jobs, {k: v for k, v in options.items() if v}) for f in found]
+    found, asked = [_opened(Path(r), data, where) for r in run], kwargs.get('model') or protocol
+    each = [_evaluate(*f, on, _recipes(f[1], recipe, asked), networks, device, jobs, _given(options)) for f in found]
+    return [row for rows in each for row in rows]
 
 # %% ../nbs/78_commands.ipynb #68a9ad78
 def _functions(defined, names):
@@ -167,26 +184,36 @@ def _opened(run, data, where):
     if run.is_dir() and (run/'report.json').exists() and 'asked' in read_json(run/'report.json'):
         raise ValueError(f'{run} belongs to a comparison, which has evaluated it; copy the folder to evaluate it again')
     s = read(run/'synthetic.safetensors' if run.is_dir() else run, data if data in CONSTANTS else None)
-    asked, given = s.provenance.get('source'), {k: v for k, v in (where | dict(name=data)).items() if v is not None}
+    asked, given = s.provenance.get('source'), _given(where | dict(name=data))
     asked = (asked if isinstance(asked, dict) else {}) | given
     if not isinstance(asked.get('name'), str): raise ValueError(f'{run} does not say what data it is from; pass --data')
     return run, s, *_data(**asked)
 
 # %% ../nbs/78_commands.ipynb #c65b130d
-def _evaluate(run, s, splits, source, on, training, networks, device, jobs, options):
+def _recipes(s, recipe, asked) -> dict: # what is appended to the method's name -> recipe
+    "One recipe; for rows of a table one for each usual model, where none was asked for."
+    from dataclasses import replace
+    if asked or s.x.dim() == 4: return {'': recipe}
+    return {f' @ {m}': replace(recipe, model=m) for m in ('logistic', 'boosting', 'mlp')}
+
+# %% ../nbs/78_commands.ipynb #c1a23feb
+def _evaluate(run, s, splits, source, on, recipes, networks, device, jobs, options):
     from rdd_nb.core import pick_device, versions, write_json
-    from rdd_nb.evaluation import evaluate, fit_clusters, reference_clusters, summarise
+    from rdd_nb.intervals import summarise
+    from rdd_nb.evaluation import evaluate, fit_clusters, reference_clusters
     test, made = getattr(splits, on), s.provenance
     clusters = dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
     options |= dict(population=splits.train, jobs=min(jobs, networks))
-    row = evaluate(s, test, training, networks, made.get('seed', 0), clusters, device, **options)
-    row = dict(method=made.get('method', run.stem)) | row | {k: made.get(k) for k in ('seconds', 'peak_mb', 'steps')}
-    config = dict(source=source, on=on, training=row['training'], networks=networks, device=str(pick_device(device)),
-                  versions=versions(), test_hash=test.hash())
-    report = dict(config=config, rows=[row], summary=summarise([row]), paired=[])
+    cost, rows = {k: made.get(k) for k in ('seconds', 'peak_mb', 'steps')}, []
+    for model, recipe in recipes.items():
+        row = evaluate(s, test, recipe, networks, made.get('seed', 0), clusters, device, **options)
+        rows.append(dict(method=made.get('method', run.stem) + model) | row | cost)
+        _say(f'{run}{model}', row)
+    config = dict(source=source, on=on, training=rows[0]['training'] if len(rows) == 1 else None, networks=networks,
+                  device=str(pick_device(device)), versions=versions(), test_hash=test.hash())
+    report = dict(config=config, rows=rows, summary=summarise(rows), paired=[])
     write_json(run/'report.json' if run.is_dir() else run.with_suffix('.report.json'), report)
-    _say(run, row)
-    return row
+    return rows
 
 # %% ../nbs/78_commands.ipynb #015223d8
 def _say(run, row):
@@ -211,7 +238,7 @@ def _training_data(folder):
     from rdd_nb.core import read_json
     try:
         asked = read_json(Path(folder)/'report.json')['config']['source']
-        return _data(**{k: asked[k] for k in ('name', 'shift', 'share', 'data_seed')})[0].train
+        return _data(**asked)[0].train
     except (KeyError, TypeError, AttributeError, ValueError, OSError): return None
 
 # %% ../nbs/78_commands.ipynb #988b97d3
@@ -283,7 +310,7 @@ def sweep(
 def _sweep(grid, out, dry_run, where, device, jobs, **options):
     from rdd_nb.report import frame, read_comparison
     from rdd_nb.sweep import check_plan, read_grid, sweep
-    todo, where = read_grid(grid), {k: v for k, v in where.items() if v is not None and v is not False}
+    todo, where = read_grid(grid), _given(where)
     splits, source = _data(**dict(name='digits') | todo.data | where)
     check_plan(todo, splits, source, device, jobs)
     print(todo)
@@ -304,22 +331,13 @@ def methods():
     for name, m in METHODS.items():
         print(f'{name:15}' + ', '.join(f'{k}={v}' for k, v in m.describe().items() if v != plain[k]))
 
-# %% ../nbs/78_commands.ipynb #d0e2fc25
-def _columns(
-    positive: str | None = None, # the value of the target that counts as positive (if not given: the second in order)
-    categories: str = '', # number columns that are codes, separated by commas
-    missing: list = (), # what stands for a missing value beside '?', NA and nothing: CODE or COLUMN=CODE; repeatable
-    drop: list = (), # a column to leave out; may be repeated
-    accept: list = (), # a column or table to take as it is, although it looks wrong; may be repeated
-    order: list = (), # what holds in every row, such as 'direct <= total' or 'dose >= 0'; may be repeated
-): return dict(locals(), missing=['?', *missing])
-
 # %% ../nbs/78_commands.ipynb #c4cf10c1
 @delegates(_columns)
 def merge(
     table: list, # CSV or Parquet files with names of columns
     *,
     target: str, # the column to predict, with the same two values in every table
+    positive: str | None = None, # the value of the target that counts as positive (if not given: the second in order)
     out: str = 'merged.csv', # the synthetic table
     rows: int = 100, # its number of rows, fewer or more than the real ones
     risk: str = 'cvar(tail=0.5)', # over the sites' losses, such as mean or 'cvar(tail=0.3)'

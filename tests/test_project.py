@@ -15,9 +15,11 @@ MODULES = {p.stem: p.read_text(encoding='utf-8') for p in (ROOT/'rdd_nb').glob('
 # from the top of the house to the ground; a module imports from lower floors only, never from its own
 FLOORS = [
     'cli', 'commands', 'sweep sites', 'report', 'report_images compare merge collocation', 'findings auto',
-    'distill runs surrogates', 'methods evaluation tasks pinn', 'bilevel trajectory moments teacher foreign blocks',
-    'matching synthetic metrics sources equations plots', 'clustering', 'shifts coresets',
-    'data tables learners models augment corruptions intervals kmeans risk priors spectral', 'parts', 'core pictures'
+    'distill runs surrogates evaluation', 'methods training tasks pinn',
+    'bilevel trajectory moments teacher foreign blocks',
+    'matching synthetic metrics sources equations plots', 'clustering', 'shifts coresets tabular',
+    'data tables learners models augment corruptions intervals kmeans risk priors spectral', 'cvar', 'parts',
+    'core pictures'
 ]
 HEIGHT = {module: -depth for depth, floor in enumerate(FLOORS) for module in floor.split()}
 
@@ -158,7 +160,8 @@ def test_wheel_works_without_nbdev(wheel, tmp_path):
     script = f'''
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
-sys.modules.update(dict.fromkeys(['nbdev', 'execnb', 'ghapi', 'IPython', 'pytest', 'hypothesis', 'cvxpy']))  # as if not there
+# as if they were not there
+sys.modules.update(dict.fromkeys(['nbdev', 'execnb', 'ghapi', 'IPython', 'pytest', 'hypothesis', 'cvxpy']))
 from importlib import import_module
 for name in {sorted(MODULES)}:
     assert import_module('rdd_nb.' + name).__file__.startswith({str(tmp_path)!r})
