@@ -94,7 +94,8 @@ ANSWER = r'### BEGIN (SOLUTION|HIDDEN TESTS|MARK SCHEME)\n(.*?)### END \1'
 @pytest.mark.parametrize('name', NAMES)
 def test_students_versions_hold_no_answers(name):
     source = [source_of(c) for c in notebook(name)['cells']]
-    secret = {line.strip() for text in source for _, part in re.findall(ANSWER, text, re.S) for line in part.splitlines()}
+    secret = {line.strip() for text in source for _, part in re.findall(ANSWER, text, re.S)
+              for line in part.splitlines()}
     secret -= {line.strip() for text in source for line in re.sub(ANSWER, '', text, flags=re.S).splitlines()}
     given = {line.strip() for c in notebook(name, 'release')['cells'] for line in source_of(c).splitlines()}
     assert len(secret) > 10 and secret & given == set() and not any('### BEGIN' in line for line in given)
@@ -108,7 +109,8 @@ def test_every_solution_is_tested_and_every_test_has_a_hidden_part(name):
     stubs = [c for c in notebook(name, 'release')['cells'] if grading(c).get('solution') and c['cell_type'] == 'code']
     assert stubs and all('# your code here\n' in source_of(c) and 'still to be written' in source_of(c) for c in stubs)
     ids = [c['id'] for c in notebook(name)['cells']]
-    assert len(set(ids)) == len(ids) and all(grading(c).get('grade_id', c['id']) == c['id'] for c in notebook(name)['cells'])
+    assert len(set(ids)) == len(ids)
+    assert all(grading(c).get('grade_id', c['id']) == c['id'] for c in notebook(name)['cells'])
 
 
 def test_sources_are_clean(tmp_path):
@@ -313,10 +315,9 @@ def little(home, tmp_path):
     return tmp_path
 
 
-def hand_in(course, **students):
-    "Release the first one's notebook as `little`, hand in everybody's, and grade: exit code, log and the seconds."
-    first, *_ = students.values()
-    write(course/'_source'/'little'/'little.ipynb', first)
+def hand_in(course, source, **students):
+    "Release `source` as `little`, hand in everybody's notebooks, and grade: exit code, log and the seconds."
+    write(course/'_source'/'little'/'little.ipynb', source)
     code, log = nbgrader('nbgrader generate_assignment little', course)
     assert code == 0, log
     for student, nb in students.items(): write(course/'submitted'/student/'little'/'little.ipynb', nb)
@@ -345,7 +346,9 @@ def test_hostile_submissions_end_in_time_and_change_nothing(little):
     with socket.create_server(('127.0.0.1', 0)) as server:
         known = dict(TARGET=str(target), PID=victim.pid, PORT=server.getsockname()[1])
         harm = small(LOOPS | HARMFUL | {'harmless': 'open("mine.txt").read()'}, **known)
-        code, log, seconds = hand_in(little, bob=harm, eve=small({'stubborn': STUBBORN}), zoe=small({'harmless': ''}))
+        tests = [c | dict(source='pass') if 'points' in grading(c) else c for c in harm['cells']]
+        code, log, seconds = hand_in(little, harm, bob=harm | dict(cells=tests), eve=small({'stubborn': STUBBORN}),
+                                     zoe=small({'harmless': ''}))
     alive = victim.poll() is None
     victim.kill(), victim.wait()
     assert alive and target.read_text() == 'precious'
