@@ -94,7 +94,8 @@ ANSWER = r'### BEGIN (SOLUTION|HIDDEN TESTS|MARK SCHEME)\n(.*?)### END \1'
 @pytest.mark.parametrize('name', NAMES)
 def test_students_versions_hold_no_answers(name):
     source = [source_of(c) for c in notebook(name)['cells']]
-    secret = {line.strip() for text in source for _, part in re.findall(ANSWER, text, re.S) for line in part.splitlines()}
+    secret = {line.strip() for text in source for _, part in re.findall(ANSWER, text, re.S)
+              for line in part.splitlines()}
     secret -= {line.strip() for text in source for line in re.sub(ANSWER, '', text, flags=re.S).splitlines()}
     given = {line.strip() for c in notebook(name, 'release')['cells'] for line in source_of(c).splitlines()}
     assert len(secret) > 10 and secret & given == set() and not any('### BEGIN' in line for line in given)
@@ -108,7 +109,8 @@ def test_every_solution_is_tested_and_every_test_has_a_hidden_part(name):
     stubs = [c for c in notebook(name, 'release')['cells'] if grading(c).get('solution') and c['cell_type'] == 'code']
     assert stubs and all('# your code here\n' in source_of(c) and 'still to be written' in source_of(c) for c in stubs)
     ids = [c['id'] for c in notebook(name)['cells']]
-    assert len(set(ids)) == len(ids) and all(grading(c).get('grade_id', c['id']) == c['id'] for c in notebook(name)['cells'])
+    assert len(set(ids)) == len(ids)
+    assert all(grading(c).get('grade_id', c['id']) == c['id'] for c in notebook(name)['cells'])
 
 
 def test_sources_are_clean(tmp_path):
@@ -118,6 +120,29 @@ def test_sources_are_clean(tmp_path):
         shutil.copy(COURSE/'_source'/name/copied.name, copied)
         nbdev_clean(fname=str(copied))
         assert copied.read_bytes() == (COURSE/'_source'/name/copied.name).read_bytes(), 'run tools/make_assignments.py'
+
+
+# The pages
+
+def test_the_syllabus_says_what_the_notebooks_say():
+    text = '\n'.join(source_of(c) for c in read(COURSE/'00_syllabus.ipynb')['cells'])
+    table = dict(re.findall(r'\[(\d_\w+)\]\(release/\S+\) \| (\d+) \|', text))
+    assert {name: int(n) for name, n in table.items()} == {name: sum(points(name).values()) for name in NAMES}
+    assert sum(map(int, table.values())) == 100 and 'There are 100 points' in text
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_an_assignment_says_what_it_is_worth(name):
+    text = '\n'.join(source_of(c) for c in notebook(name)['cells'])
+    assert int(re.search(r'There are (\d+) points', text)[1]) == sum(points(name).values())
+    rows = re.findall(r'^\| \d [^|]*\|(?: [^|]*\|)? (\d+) \|$|^\| \d [^|]* \| (\d+) \|$', text, re.M)
+    assert sum(int(a or b) for a, b in rows) == sum(points(name).values())
+
+
+def test_answers_are_not_among_the_notebooks_of_the_site():
+    from nbdev.doclinks import nbglob
+    found = {p.relative_to(COURSE).as_posix() for p in nbglob(COURSE, as_path=True)}
+    assert found == {'00_syllabus.ipynb', '90_teacher.ipynb', *(f'release/{name}/{name}.ipynb' for name in NAMES)}
 
 
 # The whole way, with the commands of the teachers' page
@@ -290,10 +315,9 @@ def little(home, tmp_path):
     return tmp_path
 
 
-def hand_in(course, **students):
-    "Release the first one's notebook as `little`, hand in everybody's, and grade: exit code, log and the seconds."
-    first, *_ = students.values()
-    write(course/'_source'/'little'/'little.ipynb', first)
+def hand_in(course, source, **students):
+    "Release `source` as `little`, hand in everybody's notebooks, and grade: exit code, log and the seconds."
+    write(course/'_source'/'little'/'little.ipynb', source)
     code, log = nbgrader('nbgrader generate_assignment little', course)
     assert code == 0, log
     for student, nb in students.items(): write(course/'submitted'/student/'little'/'little.ipynb', nb)
@@ -301,18 +325,11 @@ def hand_in(course, **students):
     return *nbgrader('nbgrader autograde little', course), time.time() - start
 
 
-def test_loops_and_floods_end_in_time_and_spare_the_others(little):
-    fine = small({'loop': '', 'output': '', 'last': ''})
-    loops = small({'loop': 'import time\nwhile True: time.sleep(.01)',
-                   'output': 'while True: print("x" * 100_000)', 'last': ''})
-    stubborn = small({'loop': 'while True:\n    try:\n        while True: sum(range(999))\n    except BaseException: pass',
-                      'output': '', 'last': ''})
-    code, log, seconds = hand_in(little, ada=fine, bob=loops, eve=stubborn)
-    assert seconds < 60 and code == 1 and 'eve' in log, log
-    assert scores(little, 'little', 'ada') == {'test-loop': 1, 'test-output': 1, 'test-last': 1}
-    assert scores(little, 'little', 'bob') == {'test-loop': 0, 'test-output': 0, 'test-last': 1}
-    assert not (little/'autograded'/'eve'/'little').exists()
-    assert (little/'autograded'/'bob'/'little'/'little.ipynb').stat().st_size < 2_500_000
+LOOPS = {
+    'loop': 'import time\nwhile True: time.sleep(.01)',
+    'output': 'while True: print("x" * 100_000)',
+}
+STUBBORN = 'while True:\n    try:\n        while True: sum(range(999))\n    except BaseException: pass'
 
 
 def contained():
@@ -323,20 +340,24 @@ def contained():
 
 
 @pytest.mark.skipif(not contained(), reason='this machine has no Landlock of version 6 (Linux 6.12)')
-def test_a_submission_changes_nothing_outside_its_folder(little):
+def test_hostile_submissions_end_in_time_and_change_nothing(little):
     (target := little/'target.txt').write_text('precious')
-    victim = subprocess.Popen(['sleep', '60'])
+    victim = subprocess.Popen(['sleep', '600'])
     with socket.create_server(('127.0.0.1', 0)) as server:
         known = dict(TARGET=str(target), PID=victim.pid, PORT=server.getsockname()[1])
-        harm = small(HARMFUL | {'harmless': 'open("mine.txt").read()'}, **known)
-        code, log, _ = hand_in(little, eve=harm)
-    assert code == 0, log
+        harm = small(LOOPS | HARMFUL | {'harmless': 'open("mine.txt").read()'}, **known)
+        tests = [c | dict(source='pass') if 'points' in grading(c) else c for c in harm['cells']]
+        code, log, seconds = hand_in(little, harm, bob=harm | dict(cells=tests), eve=small({'stubborn': STUBBORN}),
+                                     zoe=small({'harmless': ''}))
     alive = victim.poll() is None
     victim.kill(), victim.wait()
     assert alive and target.read_text() == 'precious'
-    assert scores(little, 'little', 'eve') == {f'test-{i}': 0. for i in HARMFUL} | {'test-harmless': 1}
-    left = {p.name for p in (little/'autograded'/'eve'/'little').iterdir()}
-    assert left == {'little.ipynb', 'mine.txt', 'link', 'big'}       # and no temporary folder
+    assert scores(little, 'little', 'bob') == {f'test-{i}': 0 for i in LOOPS | HARMFUL} | {'test-harmless': 1}
+    left = {p.name: p.stat().st_size for p in (little/'autograded'/'bob'/'little').iterdir()}
+    assert left.keys() == {'little.ipynb', 'mine.txt', 'link', 'big'}      # and no temporary folder
+    assert left['little.ipynb'] < 2_500_000 and left['big'] <= 100 << 20
+    assert code == 1 and 'eve' in log and not (little/'autograded'/'eve'/'little').exists()
+    assert (little/'autograded'/'zoe'/'little'/'little.ipynb').exists() and seconds < 120
 
 
 def test_the_commands_for_a_classroom_server(little):

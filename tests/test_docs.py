@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOME = ['index.ipynb', '00_core.ipynb', '40_synthetic.ipynb', 'tutorials/10_cvar_training_loop.ipynb']
+SOME = ['index.ipynb', '00_core.ipynb', '40_synthetic.ipynb', 'tutorials/25_cvar_training_loop.ipynb']
 BOMB = dict(cell_type='code', id='bomb', metadata={}, outputs=[], execution_count=None,
             source=['import os\n', 'open("executed", "w").close()\n', 'raise RuntimeError("executed")'])
 

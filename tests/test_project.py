@@ -179,11 +179,13 @@ def test_the_installed_package_lends_tutorials_and_assignments(wheel, tmp_path):
 
     def call(*argv):
         env = os.environ | {'PYTHONPATH': str(tmp_path/'site')}
-        return subprocess.run([sys.executable, '-c', start, *argv], cwd=tmp_path, env=env, capture_output=True, text=True)
+        return subprocess.run([sys.executable, '-c', start, *argv], cwd=tmp_path, env=env, capture_output=True,
+                              text=True)
     for kind in 'tutorial', 'assignment':
         listed = call(kind, 'list')
         names = re.findall(r'^(\S+)$', listed.stdout, re.M)
-        assert listed.returncode == 0 and len(names) == len([f for f in wheel.namelist() if f.startswith(f'rdd_nb/{kind}s/')])
+        assert listed.returncode == 0
+        assert len(names) == len([f for f in wheel.namelist() if f.startswith(f'rdd_nb/{kind}s/')])
         assert all(line.strip() for line in listed.stdout.splitlines())
         got = call(kind, 'get', names[0], 'mine')
         assert got.returncode == 0 and (tmp_path/'mine'/f'{names[0]}.ipynb').is_file(), got.stderr

@@ -18,9 +18,10 @@ MODULES = ['core', 'augment', 'synthetic', 'intervals', 'metrics', 'corruptions'
            'teacher', 'tabular']
 # (FILES are tests, benchmarks, tools, and notebooks that export nothing)
 TESTS = ['style', 'core', 'augment', 'synthetic', 'intervals', 'metrics', 'corruptions', 'docs', 'moments', 'bilevel',
-         'trajectory', 'teacher', 'matching', 'methods', 'distill', 'priors_distill', 'table_data']
+         'trajectory', 'teacher', 'matching', 'methods', 'distill', 'priors_distill', 'table_data', 'assignments']
 FILES = [*(f'tests/test_{name}.py' for name in TESTS),
-         *(f'tools/{name}.py' for name in ('gpu', 'make_docs', 'run_notebooks'))]
+         *(f'tools/{name}.py' for name in ('gpu', 'make_assignments', 'make_docs', 'run_notebooks')),
+         'tests/wrong_solutions.py']
 LINES, USUAL, WIDTH, MODULE = 20, 15, 120, 500
 
 

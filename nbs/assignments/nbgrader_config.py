@@ -18,7 +18,8 @@ class Execute(preprocessors.Execute):
     "nbgrader's preprocessor, which drops output that would fill the memory."
     def process_message(self, msg, cell, cell_index):
         self.seen = getattr(self, 'seen', 0) + len(str(msg['content']))
-        if self.seen > OUTPUT_BYTES and msg['msg_type'] in ('stream', 'display_data', 'update_display_data'): return None
+        shows = msg['msg_type'] in ('stream', 'display_data', 'update_display_data')
+        if shows and self.seen > OUTPUT_BYTES: return None
         return super().process_message(msg, cell, cell_index)
 
 
