@@ -43,7 +43,8 @@ def make(task, seed):
     methods = {k: as_method(k) for k in FREE} | dict(balanced=as_method('kmeans', start='balanced'))
     methods |= {', '.join(row): method(data, *row) for row in ROWS}
     methods |= {f'{k}*': as_method(k, **CHANGES[data]) for k in TOLD}
-    sets, recipe = distill_together(splits.train, methods, IPC, seed, 'cpu', False), Training(width=32, epochs=EPOCHS[data][1])
+    sets = distill_together(splits.train, methods, IPC, seed, 'cpu', False)
+    recipe = Training(width=32, epochs=EPOCHS[data][1])
     truth = {k: evaluate(s, splits.test, recipe, 2, seed, device='cpu', progress=False) for k, s in sets.items()}
     keep = 'accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy', 'group_accuracy'
     rows = {k: {name: r[name] for name in keep} for k, r in truth.items()}
@@ -57,9 +58,10 @@ def summary(found):
     for task in DEVELOPMENT:
         own = [f['rows'] for f in found if f['task'] == task]
         if not own: continue
+        def best(row): return max(row['group_accuracy'].values())
+        def above(k): return interval([r[k][numbers[0]] - r[base][numbers[0]] for r in own])
         table[task] = {k: {n: interval([r[k][n] for r in own]) for n in numbers} | dict(
-            best_group=interval([max(r[k]['group_accuracy'].values()) for r in own]),
-            above_rdd_distance=interval([r[k][numbers[0]] - r[base][numbers[0]] for r in own])) for k in own[0]}
+            best_group=interval([best(r[k]) for r in own]), above_rdd_distance=above(k), seeds=len(own)) for k in own[0]}
     return table
 
 

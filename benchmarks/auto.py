@@ -68,7 +68,7 @@ def missing(path, data):
 
 
 def collect(path, task, seed):
-    "Distil, train and ask what a piece lacks: answers on validation data, rows of the truth, seconds of processor time."
+    "Distil, train and ask what a piece lacks: answers on validation data, rows of the truth, seconds."
     where, (short, long) = TASKS[task], EPOCHS[TASKS[task]['name']]
     splits, seconds = load_data(**where, data_seed=seed), {}
     new, others, tensors, about = missing(path, where['name'])
@@ -122,12 +122,13 @@ def scored(path):
     where = TASKS[about['task']]
     splits = load_data(**where, data_seed=about['seed'])
     train, val = splits.train.without_groups(), splits.val.without_groups()
-    found = {k: Answers(tensors[f'quarter/{k}'], val.y) for k in PORTFOLIO}
-    e = Evidence(train, val, found, about['seed'], 'cpu', Training(width=32, epochs=EPOCHS[where['name']][0]))
-    scores = {c: judge(e, c, 20)[0] for c in CRITERIA} | {TOLD: told(splits.val, found)}
+    said = {k: Answers(tensors[f'quarter/{k}'], val.y) for k in PORTFOLIO}
+    e = Evidence(train, val, said, about['seed'], 'cpu', Training(width=32, epochs=EPOCHS[where['name']][0]))
+    scores = {c: judge(e, c, 20)[0] for c in CRITERIA} | {TOLD: told(splits.val, said)}
     keep = 'accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy', 'group_accuracy'
     truth = {name: {k: row[k] for k in keep} for name, row in about['truth'].items()}
-    return dict(task=about['task'], seed=about['seed'], runs=about['runs'], validation=len(val), scores=scores, truth=truth)
+    found = {k: about[k] for k in ('task', 'seed', 'runs')}
+    return found | dict(validation=len(val), scores=scores, truth=truth)
 
 
 def outcome(row, rule):
