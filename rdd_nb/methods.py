@@ -271,6 +271,8 @@ for _name, _start, _text, _cite in [
     ('k-center', 'kcenter', 'Real images that are each farthest from those before.',
      'Gonzalez 1985; Sener and Savarese 2018'),
     ('kmeans', 'kmeans', 'The real images nearest to the k-means centres of each class.', ''),
+    ('loss-balanced', 'balanced', 'Real images, as many that a briefly trained network finds hard as easy ones.',
+     'after just-train-twice, Liu et al. 2021'),
     ('group-balanced', 'groups', 'Random real images, equally many of each group. Sees group labels.', ''),
 ]:    name_method(_name, Method(start=_start), _text, cite=_cite)
 
@@ -334,6 +336,14 @@ name_method(
     dataclasses.replace(_DISTRIBUTION, risk_at='distance', clustering='kmeans(4)', risk='0.5*mean + 0.5*cvar(0.5)'),
     'Distribution matching with one distance for each cluster, and mean + CVaR of these distances.', 'distribution',
     f'after {_RDD}')
+
+# %% ../nbs/44_methods.ipynb #afab71fd
+name_method(
+    'rdd-hard',
+    dataclasses.replace(_DISTRIBUTION, start='balanced', base='density', clustering='kmeans(2, losses, 40)',
+                        risk='mean', risk_at='distance'),
+    'From as many hard images as easy ones; the hard and the easy samples have the same weight, sparse regions more.',
+    'distribution', 'after FairDD, NeurIPS 2025, and just-train-twice, Liu et al. 2021')
 
 # %% ../nbs/44_methods.ipynb #2a6eeaf9
 name_method('density', dataclasses.replace(_DISTRIBUTION, base='density'),
