@@ -14,7 +14,7 @@ from fastcore.docments import docments
 from . import __version__, commands
 
 # %% ../nbs/80_cli.ipynb #d3bafbc9
-_NAMES = ('demo', 'distill', 'evaluate', 'report', 'sweep', 'methods', 'merge', 'pinn')
+_NAMES = ('demo', 'distill', 'evaluate', 'report', 'sweep', 'methods', 'merge', 'pinn', 'tutorial', 'assignment')
 COMMANDS = {name: getattr(commands, name) for name in _NAMES}
 
 def _accepts(anno, needed):
@@ -96,7 +96,7 @@ def _manners():
 # %% ../nbs/80_cli.ipynb #2bf31aed
 def overview() -> str:
     "What `rdd-nb --help` prints."
-    lines = [f'  {name:10}{f.__doc__}' for name, f in COMMANDS.items()]
+    lines = [f'  {name:12}{f.__doc__}' for name, f in COMMANDS.items()]
     return '\n'.join(['usage: rdd-nb COMMAND ...', '',
                       'Distil a large data set into a few synthetic images that also serve its rare groups.', '',
                       *lines, '', 'Start with: rdd-nb demo. Help on a command: rdd-nb distill --help.'])

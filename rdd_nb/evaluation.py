@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from .core import Cost, atomic_write, generator, pick_device, read_tensors
 from .data import GroupedDataset
 from .kmeans import KMeans, assign_nearest
+from .models import usual
 from .corruptions import as_corruptions
 from .metrics import NoiseWarning, group_metrics, notes, population_shares, summary_metrics
 from .synthetic import SyntheticDataset
@@ -60,6 +61,12 @@ def reference_clusters(test: GroupedDataset) -> Tensor: # (n_test,) ids
     return torch.as_tensor(ids).long()
 
 # %% ../nbs/50_evaluation.ipynb #530094fc
+def _check_columns(a, b):
+    "Raises `ValueError` where the columns of two tables, or their units, differ."
+    if a is None or b is None or a.describe() == b.describe(): return
+    raise ValueError('the set has columns or units of another table (or of other training rows) than the test data')
+
+# %% ../nbs/50_evaluation.ipynb #1dc73546
 def _check_fit(source, test):
     "Whether the classes and shapes of a set are those of the test data; a class without samples is a warning."
     if not isinstance(source, (SyntheticDataset, GroupedDataset)):
@@ -72,6 +79,7 @@ def _check_fit(source, test):
     if source.x.shape[1:] != test.x.shape[1:]:
         shapes = tuple(source.x.shape[1:]), tuple(test.x.shape[1:])
         raise ValueError(f'the set has samples of shape {shapes[0]} and the test data {shapes[1]}')
+    _check_columns(getattr(source, 'table', None), test.table)
     missing = ', '.join(mine[c] for c in sorted(set(range(test.n_classes)) - set(source.y.tolist())))
     if missing:
         warnings.warn(f'no samples of class {missing}: networks cannot learn what they are not shown', stacklevel=3)
@@ -184,6 +192,7 @@ def _row(make, device, about, source, test, clusters, corruptions, population, m
 def _recipe(name, source, test, t, teacher, networks, seed):
     "(recipe, what a row says about it): a protocol's where one is named."
     _check_fit(source, test)
+    t = dataclasses.replace(t, model=usual(t.model, source.x.shape[1:]))
     if networks < 1: raise ValueError(f'networks={networks} must be at least 1')
     if name == 'rded' and teacher is None:
         raise ValueError("protocol='rded' takes its labels from a teacher=: a network trained on real data")
@@ -199,6 +208,13 @@ def _answers(source, test, t, networks, seed, device, jobs, progress, teacher):
     seeds = [(seed, k) for k in range(networks)]
     nets = _networks(source.x, y, test.n_classes, t, seeds, device, jobs, progress, teacher)
     return [lambda x, net=net: (lambda s: (s.argmax(1), s.double().softmax(1)))(predict_scores(net, x)) for net in nets]
+
+# %% ../nbs/50_evaluation.ipynb #81aaa480
+def _evaluate_learner(training, protocol, teacher, source, test, seed, clusters, corruptions, population, measures, **_):
+    "The row of a scikit-learn classifier. Raises `ValueError` for settings that only a network can have."
+    if teacher or protocol or training.risk is not None:
+        raise ValueError(f'model={training.model!r} is no network: a protocol, a teacher or a risk cannot act')
+    return evaluate_estimator(training.learner, source, test, 1, seed, clusters, corruptions, population, **measures)
 
 # %% ../nbs/50_evaluation.ipynb #748c8e47
 def evaluate(
@@ -218,6 +234,7 @@ def evaluate(
     **measures,            # of `measure`: minimum, metrics, keep
 ) -> dict: # one row of a report, without 'method'
     "Train networks on `source`, test each once. Raises `ValueError` where they do not fit; warns of small groups."
+    if training.learner is not None: return _evaluate_learner(**locals())
     t, said = _recipe(protocol, source, test, training, teacher, networks, seed)
     make = lambda device: _answers(source, test, t, networks, seed, device, jobs, progress, teacher)
     return _row(make, device, said, source, test, clusters, corruptions, population, measures)

@@ -233,6 +233,7 @@ def origin(c):
 for _title, _blocks in {
     'What is missing': missing, 'Comparison': table, 'Accuracy per group': groups, 'Paired differences': differences,
     'Damaged images': damage, 'Cost': cost, 'The images': report_images.images,
+    'The rows': report_images.rows,
     'What the risk weighted': report_images.weights, 'Where the images lie': report_images.map_,
     'Which classes are confused': report_images.confusion, 'More measures': measures, 'Learning curves': curves,
     'The methods': methods, 'Provenance': origin,

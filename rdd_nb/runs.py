@@ -337,6 +337,8 @@ def _run_notes(c, reports):
     for run in c.runs:
         if run.synthetic is not None and (run.method, run.seed) not in evaluated:
             yield f'{run.method} seed {run.seed}: distilled but not evaluated, so it is in no table.'
+    if len(c.runs) == 1:      # its set was tested by several models
+        have |= {k for k in evaluated if (base(k[0]), k[1]) == (base(c.runs[0].method), c.runs[0].seed)}
     for method in c.methods:
         lost = {r['seed'] for r in c.of(method) if (method, r['seed']) not in have}
         if lost and not is_reference(method):

@@ -19,7 +19,8 @@ from .report import frame, read_comparison, write_report
 
 # %% ../nbs/63_sweep.ipynb #b7b593d3
 KEYS = dict(seeds=3, ipc=10, networks=2, on='test', also=[], data={}, training={}, settings={}, risks={}, grid=[])
-DATA = ('name', 'shift', 'share', 'data_seed', 'root', 'download')
+DATA = ('name', 'shift', 'share', 'data_seed', 'root', 'download', 'target', 'groups', 'categories', 'missing', 'drop',
+        'accept', 'order')
 
 @dataclass
 class Plan:

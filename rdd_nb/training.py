@@ -20,7 +20,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 from . import risk as risks
 from .core import generator, pick_device
 from .parts import number, one_of, whole
-from .models import in_chunks, make_model
+from .learners import default_models
+from .models import MODELS, in_chunks, make_model
 from .augment import AUGMENTATIONS, augment, cutmix
 from .teacher import soft_labels
 
@@ -43,7 +44,7 @@ def _check_training(t):
 @dataclass(frozen=True)
 class Training:
     "How a network is trained on a set of samples, the same for every set."
-    model: str = 'convnet'          # see `rdd_nb.models.MODELS`
+    model: str = 'convnet'          # see `rdd_nb.models.MODELS`; 'logistic' or 'boosting': see `Training.learner`
     width: int | None = None        # of a convnet or mlp; None: 32 below 16 pixels, else 128
     epochs: int = 200
     lr: float = .05                 # step size at the beginning
@@ -66,6 +67,11 @@ class Training:
 def describe(self:Training) -> dict:
     "The settings as plain values, for the record."
     return {k: v if isinstance(v, (str, int, float, type(None))) else repr(v) for k, v in vars(self).items()}
+
+@patch(as_prop=True)
+def learner(self:Training):
+    "The scikit-learn classifier behind a name of `rdd_nb.learners.default_models`, or None for a network."
+    return None if self.model in MODELS else default_models().get(self.model)
 
 @patch
 def network(self:Training, shape, n_classes, seed):

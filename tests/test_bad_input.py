@@ -120,7 +120,7 @@ TABLE = [
     Bad('distill range.npz', r'\[0, 1\]'),
     Bad('distill labels.npz', r'0\.\.C-1'),
     Bad('distill short.npz', '60'),
-    Bad('distill table.npz', r'\(8,\)'),
+    Bad('distill table.npz --method idc', 'made for images'),
     Bad('distill text.npz', 'text.npz: not an .npz file'),
     Bad('distill cut.npz', 'cut.npz'),
     Bad('distill empty.npz', 'empty.npz'),
@@ -133,6 +133,22 @@ TABLE = [
     Bad('distill "\x1b[31m.npz"', r'\\x1b\[31m.npz'),
     Bad('distill {long}', 'x{50}.*(too long|no such|unknown)'),
     Bad('distill digits --data-seed -1', 'seed'),
+    # tables
+    Bad('distill a.csv', "needs the column to predict .--target.; there are 'age', 'size', 'ill'"),
+    Bad('distill a.csv --target sick', "target: there is no column 'sick'"),
+    Bad('distill a.csv --target age', 'regression is not supported'),
+    Bad('distill a.csv --target ill --groups sex', "groups: there is no column 'sex'"),
+    Bad('distill a.csv --target ill --accept age --ipc 500', 'ipc=500'),
+    Bad('distill a.csv --target ill --shift minority', 'a table has its own groups'),
+    Bad('distill a.csv --target ill', "column 'age': 40 different whole numbers in 40 rows: an identifier"),
+    Bad('distill lost.csv --target ill', 'lost.csv: there is no such file'),
+    Bad('distill d.csv --target ill', 'd.csv'),
+    Bad('distill e.csv --target ill', "'age' occurs twice"),
+    Bad('distill gaps.csv --target ill', 'gaps.csv: line 2: 4 fields, the first line has 3'),
+    Bad('distill bytes.csv --target ill', 'bytes.csv: not a table of text'),
+    Bad('distill toy.npz --target ill', "target='ill': toy.npz is no table"),
+    Bad('evaluate run --groups sex', "groups='sex': toy.npz is no table"),
+    Bad('sweep grid.toml --device cpu', 'needs the column to predict', 'data = "a.csv"\nalso = ["kmeans"]'),
     # the method and its settings
     distill('--method magic', "'magic' is not known"),
     distill('--method rdd-distanse', "did you mean 'rdd-distance'"),
@@ -319,7 +335,7 @@ def left(path): return sorted(p.relative_to(path).as_posix() for p in path.rglob
 
 
 def make_files(bad, argv, tmp_path):
-    for word in [*(a.split('/')[0] for a in argv), *re.findall(r'[\w.]+\.npz', bad.text), 'toy.npz']:
+    for word in [*(a.split('/')[0] for a in argv), *re.findall(r'[\w.]+\.(?:npz|csv)', bad.text), 'toy.npz']:
         if word in FILES and not (tmp_path/word).exists(): FILES[word](tmp_path/word)
     if 'grid.toml' in argv: (tmp_path/'grid.toml').write_text(bad.text)
     if 'seen' in argv: folder(report__json=bad.text)(tmp_path/'seen')
