@@ -76,10 +76,10 @@ def _check_fit(source, test):
         raise ValueError(f'the set has {len(mine)} classes and the test data {len(theirs)}; they must have the same')
     if mine != theirs and set(mine) == set(theirs):
         raise ValueError(f'the set has its classes in the order {", ".join(mine)}, the test data {", ".join(theirs)}')
+    _check_columns(getattr(source, 'table', None), test.table)
     if source.x.shape[1:] != test.x.shape[1:]:
         shapes = tuple(source.x.shape[1:]), tuple(test.x.shape[1:])
         raise ValueError(f'the set has samples of shape {shapes[0]} and the test data {shapes[1]}')
-    _check_columns(getattr(source, 'table', None), test.table)
     missing = ', '.join(mine[c] for c in sorted(set(range(test.n_classes)) - set(source.y.tolist())))
     if missing:
         warnings.warn(f'no samples of class {missing}: networks cannot learn what they are not shown', stacklevel=3)

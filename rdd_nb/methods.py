@@ -358,12 +358,12 @@ name_method('cobra',
             'in the form of COBRA, arXiv 2605.00185')
 
 # %% ../nbs/44_methods.ipynb #cf999c5f
-_ROWS = Method('mmd', batch='random(256)', prior='quantiles', **_ADAM)
+_ROWS = Method('mmd', start='stratified', batch='random(256)', prior='quantiles', **_ADAM)
 name_method('rows', _ROWS, 'Kernel means agree with those of the real rows of a table; every value is one that occurs.',
             cite='Gretton et al. 2012')
-name_method('rdd-rows', dataclasses.replace(_ROWS, risk_at='target', clustering='kmeans(4, errors)',
+name_method('rdd-rows', dataclasses.replace(_ROWS, start='kmeans', risk_at='target', clustering='kmeans(4, errors)',
                                             risk='twolevel(mean, mean)'),
-            'The same, where clusters of errors weigh the same.', 'rows', f'after {_RDD}')
+            'The same from k-means medoids, where clusters of errors weigh the same.', 'rows', f'after {_RDD}')
 
 # %% ../nbs/44_methods.ipynb #5b67a687
 def _settled(fields, said):
