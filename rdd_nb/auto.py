@@ -30,6 +30,7 @@ from .methods import METHODS, Method, as_method
 from .models import in_chunks
 from .parts import Part, number, one_of, shown, whole
 from .risk import CVaR
+from .rows import take
 
 # %% ../nbs/66_auto.ipynb #129093ef
 PORTFOLIO = {k: METHODS[k] for k in ('k-center', 'kmeans', 'density', 'distribution', 'rdd-distance')} | {
@@ -127,7 +128,7 @@ def answers(
     "Train networks on a set and ask them about the validation samples."
     y = s.y if s.soft is None else s.soft.float()
     nets = [train(s.x, y, val.n_classes, training, ('auto', seed, k), device) for k in range(networks)]
-    return Answers(torch.stack([predict_scores(net, val.x) for net in nets]), val.y.cpu())
+    return Answers(torch.stack([predict_scores(net, val.samples()) for net in nets]), val.y.cpu())
 
 # %% ../nbs/66_auto.ipynb #d84fc1e4
 @dataclass
@@ -150,7 +151,7 @@ class Evidence:
         d, t = self.train, self.training
         rows = torch.randperm(len(d), generator=generator('auto', 'reference', self.seed))[:100 * t.batch]
         t = dataclasses.replace(t, epochs=max(1, round(100 * t.batch / len(rows))))
-        return train(d.x[rows], d.y[rows], d.n_classes, t, ('auto', 'reference', self.seed), self.device)
+        return train(d.batch(rows), d.y[rows], d.n_classes, t, ('auto', 'reference', self.seed), self.device)
 
 # %% ../nbs/66_auto.ipynb #642098fd
 class Criterion(Part, kind='criterion'):
@@ -191,16 +192,16 @@ class SharedTailCriterion(TailCriterion, names=('sharedtail',)):
 class ForgottenCriterion(TailCriterion, names=('forgotten',)):
     "The tail of what a candidate does worse than a network trained on real samples: samples hard for both count less."
     def scores(self, e, p):
-        asked = Answers(predict_scores(e.reference, e.val.x)[None], e.val.y.cpu()).measured(self.of)
+        asked = Answers(predict_scores(e.reference, e.val.samples())[None], e.val.y.cpu()).measured(self.of)
         lost = (e.values(self.of) - asked).clamp(min=0)
         return torch.stack([CVaR(self.tail)(v.expand_as(p), p) for v in lost], 1)
 
 # %% ../nbs/66_auto.ipynb #d1434125
 def _seen(d, net, space):
     "The samples of a data set as `space` shows them, (n, ...) on the CPU."
-    if space == 'pixels': return d.x.cpu().flatten(1)
+    if space == 'pixels': return d.samples('cpu').flatten(1)
     with torch.no_grad():
-        x = d.x.to(next(net.parameters()).device)
+        x = d.samples(next(net.parameters()).device)
         if space == 'features': return in_chunks(net.features, x).flatten(1).cpu()
         return in_chunks(net, x).softmax(1).cpu() - F.one_hot(d.y.cpu(), d.n_classes)
 
@@ -211,7 +212,7 @@ def frozen_clusters(e: Evidence, space, k, within) -> Tensor: # (n,) from 0
     (f, y), (g, z) = ((_seen(d, net, space), d.y.cpu() * (within == 'classes')) for d in (e.train, e.val))
     owner, centres = [], []
     for c in y.unique().tolist():
-        own = f[y == c]
+        own = take(f, (y == c).nonzero()[:, 0])
         centres.append(KMeans(min(k, len(own)), random_state=e.seed).fit(own).cluster_centers_)
         owner += [c] * len(centres[-1])
     return assign_nearest(g, torch.cat(centres), z, torch.tensor(owner))[0]
@@ -334,8 +335,8 @@ def _asked(a) -> dict:
     train, val, portfolio = a['train'], a['val'], _candidates(a['portfolio'], a['train'], a['ipc'])
     if not isinstance(val, GroupedDataset) or not len(val) or val.classes != train.classes:
         raise ValueError(f'val={shown(val)}: expected validation samples of the classes of the training data')
-    if val.x.shape[1:] != train.x.shape[1:]:
-        raise ValueError(f'val has samples of shape {tuple(val.x.shape[1:])}, and train of {tuple(train.x.shape[1:])}')
+    if val.stored.shape[1:] != train.stored.shape[1:]:
+        raise ValueError(f'val has samples of shape {tuple(val.stored.shape[1:])}, and train of {tuple(train.stored.shape[1:])}')
     numbers = {k: whole(k, a[k], least) for k, least in (('ipc', 1), ('seed', 0), ('networks', 1), ('draws', 20))}
     hashes = {k: a[k].without_groups().hash() for k in ('train', 'val')}
     return numbers | hashes | dict(
