@@ -9,7 +9,6 @@ NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb')
                    if not any(part[0] in '._' for part in p.relative_to(ROOT).parts))
 RUN = [p for p in NOTEBOOKS if 'assignments' not in p.parts]   # see test_assignments.py
 TUTORIALS = [p for p in NOTEBOOKS if 'tutorials' in p.parts]
-SOLUTIONS = [p for p in TUTORIALS if 'solutions' in p.parts]
 
 
 def name(path): return path.relative_to(ROOT/'nbs').as_posix()
@@ -60,11 +59,6 @@ def server():
 
 
 # the long ones first, so that no worker is left with one at the end
-def test_solutions_run():
-    "In one process, which imports torch once for all of them."
-    assert 'Success.' in tool('nbdev_test', '--path', ROOT/'nbs'/'tutorials'/'solutions', '--n_workers', '0', cwd=ROOT)
-
-
 @pytest.mark.parametrize('path', sorted(RUN, key=lambda p: p not in TUTORIALS), ids=name)
 def test_notebook_runs(path, server, tmp_path):
     flags, printed = 'data' if os.environ.get('RDD_NB_DATA') else '', tmp_path/'printed'
