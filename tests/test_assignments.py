@@ -311,7 +311,7 @@ def little(home, tmp_path):
     for part in '_kernel', 'nbgrader_config.py':
         (shutil.copytree if part == '_kernel' else shutil.copy)(COURSE/part, tmp_path/part)
     with (tmp_path/'nbgrader_config.py').open('a', encoding='utf-8') as f:
-        f.write("\nc.Execute.timeout = 1\nos.environ['RDD_NB_KERNEL_CPU_SECONDS'] = '3'\n")
+        f.write("\nc.Execute.timeout = 1\nos.environ['RDD_NB_KERNEL_CPU_SECONDS'] = '30'\n")
     return tmp_path
 
 
@@ -339,7 +339,10 @@ def contained():
     except OSError: return False
 
 
-@pytest.mark.skipif(not contained(), reason='this machine has no Landlock of version 6 (Linux 6.12)')
+guarded = pytest.mark.skipif(not contained(), reason='this machine has no Landlock of version 6 (Linux 6.12)')
+
+
+@guarded
 def test_hostile_submissions_end_in_time_and_change_nothing(little):
     (target := little/'target.txt').write_text('precious')
     victim = subprocess.Popen(['sleep', '600'])
@@ -347,8 +350,7 @@ def test_hostile_submissions_end_in_time_and_change_nothing(little):
         known = dict(TARGET=str(target), PID=victim.pid, PORT=server.getsockname()[1])
         harm = small(LOOPS | HARMFUL | {'harmless': 'open("mine.txt").read()'}, **known)
         tests = [c | dict(source='pass') if 'points' in grading(c) else c for c in harm['cells']]
-        code, log, seconds = hand_in(little, harm, bob=harm | dict(cells=tests), eve=small({'stubborn': STUBBORN}),
-                                     zoe=small({'harmless': ''}))
+        code, log, seconds = hand_in(little, harm, bob=harm | dict(cells=tests))
     alive = victim.poll() is None
     victim.kill(), victim.wait()
     assert alive and target.read_text() == 'precious'
@@ -356,8 +358,17 @@ def test_hostile_submissions_end_in_time_and_change_nothing(little):
     left = {p.name: p.stat().st_size for p in (little/'autograded'/'bob'/'little').iterdir()}
     assert left.keys() == {'little.ipynb', 'mine.txt', 'link', 'big'}      # and no temporary folder
     assert left['little.ipynb'] < 2_500_000 and left['big'] <= 100 << 20
+    assert code == 0 and seconds < 120
+
+
+@guarded
+def test_a_submission_that_cannot_be_interrupted_spares_the_others(little):
+    with (little/'nbgrader_config.py').open('a', encoding='utf-8') as f:
+        f.write("\nos.environ['RDD_NB_KERNEL_CPU_SECONDS'] = '3'\n")
+    fine = small({'stubborn': ''})
+    code, log, seconds = hand_in(little, fine, eve=small({'stubborn': STUBBORN}), zoe=fine)
     assert code == 1 and 'eve' in log and not (little/'autograded'/'eve'/'little').exists()
-    assert (little/'autograded'/'zoe'/'little'/'little.ipynb').exists() and seconds < 120
+    assert scores(little, 'little', 'zoe') == {'test-stubborn': 1} and seconds < 60
 
 
 def test_the_commands_for_a_classroom_server(little):
