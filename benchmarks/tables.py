@@ -3,11 +3,12 @@
     python benchmarks/tables.py --work runs/tables                 # about ten minutes on one core
     python benchmarks/tables.py --work runs/tables --only adult --minutes 8     # a slice; the same command goes on
 
-RDD_NB_DATA names the folder that holds `adult` and `compas`. The training pool is at most 10,000 rows. Groups are sex and
-race; they are no features, and only rows with a star see them. The methods for rows were developed on the *validation* rows
-of Adult, two seeds (34 settings: 4 of distribution matching, 5 of mean + CVaR over distances, 2 of rdd-target, 10 of kernel
-ridge, 13 of kernel means and moments), with the groups of validation rows in view. Then they were frozen; COMPAS was not
-looked at before. Every row is measured on validation and on test rows at once.
+RDD_NB_DATA names the folder that holds `adult` and `compas`. The training pool is at most 10,000 rows. Groups are sex
+and race; they are no features, and only rows with a star see them. The methods for rows were developed on the
+*validation* rows of Adult, two or three seeds each (39 settings: 6 of distribution matching, 5 of mean + CVaR over
+distances, 2 of rdd-target, 10 of kernel ridge, 16 of kernel means and moments), with the groups of validation rows in
+view. Then they were frozen. The start of `rows` was chosen last, when validation rows of COMPAS had been seen with one
+seed, but again by Adult alone. Test rows were read once, after that.
 """
 import os, re, warnings
 from pathlib import Path
@@ -38,7 +39,8 @@ METHODS_HERE = {k: METHODS[k] for k in (*FREE, 'density', 'distribution', 'rdd-d
     'group-balanced *': METHODS['group-balanced'],
     'fairdd, ranks *': as_method('fairdd', **RANKS),
     'cobra, ranks *': as_method('cobra', **RANKS),
-    'rows, true groups *': as_method('rows', **GROUPS),
+    'rows, k-means start': as_method('rows', start='kmeans'),
+    'rows, true groups *': as_method('rows', start='kmeans', **GROUPS),
     'auto': 'auto', 'full': 'full', 'full, classes balanced': 'balanced',
 }
 ADULT = ('age workclass fnlwgt education education-num marital-status occupation relationship race sex capital-gain '
@@ -48,7 +50,7 @@ ADULT = ('age workclass fnlwgt education education-num marital-status occupation
 def adult(root):
     "Adult without the weight of the census and the text of the education, which repeats its number."
     read = dict(header=None, names=ADULT, skipinitialspace=True, na_values='?')
-    parts = [pd.read_csv(root/'adult'/f'adult.{part}', skiprows=int(part == 'test'), **read) for part in ('data', 'test')]
+    parts = [pd.read_csv(root/'adult'/f'adult.{p}', skiprows=int(p == 'test'), **read) for p in ('data', 'test')]
     t = pd.concat(parts, ignore_index=True).drop(columns=['fnlwgt', 'education'])
     return t.assign(income=t.income.str.rstrip('.'), race=np.where(t.race == 'White', 'White', 'other')), 'income'
 
@@ -116,7 +118,7 @@ def summary(rows):
             for name in names:
                 entry = dict(task=task, learner=m, method=name, best_free=best)
                 for on in ('val', 'test'): entry[on] = {k: interval(at(name, on, k).tolist()) for k in METRICS}
-                pairs = {k: at(name, 'test', k) - at(best[k], 'test', k) for k in METRICS}
+                pairs = {k: at(name, 'test', k) - at(best[k], 'test', k)[:len(at(name, 'test', k))] for k in METRICS}
                 found.append(entry | dict(above_free={k: interval(v.tolist()) for k, v in pairs.items()}))
     return found
 
@@ -126,7 +128,7 @@ def main():
     warnings.simplefilter('ignore', NoiseWarning)      # six groups, of which the smallest has few test rows
     kept = Rows(args.work/'rows.json', lambda r: (r['task'], r['method'], r['seed']), args.minutes)
     todo = [(t, m, s) for s in range(args.seeds) for t in ('adult', 'compas') for m in METHODS_HERE
-            if re.search(args.only, f'{t}, {m}, {s}')]
+            if re.search(args.only, f'{t}, {m}, {s}') and (m != 'full' or not s)]      # all rows have no seed
     loaded = {}
     try:
         for task, name, seed in todo:

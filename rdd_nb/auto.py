@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['PORTFOLIO', 'ROWS', 'EPOCHS', 'CRITERION', 'distill_together', 'Answers', 'answers', 'Evidence', 'Criterion',
-           'MeanCriterion', 'TailCriterion', 'SharedTailCriterion', 'ForgottenCriterion', 'frozen_clusters',
+           'MeanCriterion', 'TailCriterion', 'SharedTailCriterion', 'MistakesCriterion', 'frozen_clusters',
            'WorstClusterCriterion', 'Sum', 'Choice', 'judge', 'choose', 'hold_out', 'distill_auto']
 
 # %% ../nbs/66_auto.ipynb #fe902c36
 import dataclasses, inspect, time
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -32,9 +31,8 @@ from .parts import Part, number, one_of, shown, whole
 from .risk import CVaR
 
 # %% ../nbs/66_auto.ipynb #129093ef
-PORTFOLIO = {k: METHODS[k] for k in ('k-center', 'kmeans', 'density', 'distribution', 'rdd-distance')} | {
+PORTFOLIO = {k: METHODS[k] for k in ('k-center', 'kmeans', 'loss-balanced', 'distribution', 'density', 'rdd-hard')} | {
     'rdd-distance from k-center': as_method('rdd-distance', start='kcenter'),
-    'rdd-distance over errors': as_method('rdd-distance', clustering='kmeans(4, errors)'),
     'rdd-distance over errors from k-center':
         as_method('rdd-distance', start='kcenter', clustering='kmeans(4, errors)'),
 }
@@ -140,18 +138,21 @@ class Evidence:
     seed: int = 0
     device: object = None
     training: Training = EPOCHS
+    kept: dict = field(default_factory=dict, repr=False)     # what was computed once
 
     def values(self, of) -> Tensor: # (candidates, n)
         "What `Answers.measured` gives for each candidate."
         return torch.stack([a.measured(of) for a in self.answers.values()])
 
-    @cached_property
-    def reference(self):
-        "A network trained on at most 12,800 real training samples, for about 100 updates."
-        d, t = self.train, self.training
-        rows = torch.randperm(len(d), generator=generator('auto', 'reference', self.seed))[:100 * t.batch]
-        t = dataclasses.replace(t, epochs=max(1, round(100 * t.batch / len(rows))))
-        return train(d.x[rows], d.y[rows], d.n_classes, t, ('auto', 'reference', self.seed), self.device)
+    def reference(self, updates=100, k=0):
+        "The k-th of several networks that were trained on real training samples for about so many updates."
+        if (updates, k) not in self.kept:
+            d, t, g = self.train, self.training, generator('auto', 'reference', self.seed, k)
+            rows = torch.randperm(len(d), generator=g)[:updates * t.batch]
+            t = dataclasses.replace(t, epochs=max(1, round(updates * t.batch / len(rows))))
+            found = train(d.x[rows], d.y[rows], d.n_classes, t, ('auto', 'reference', self.seed, k), self.device)
+            self.kept[updates, k] = found
+        return self.kept[updates, k]
 
 # %% ../nbs/66_auto.ipynb #642098fd
 class Criterion(Part, kind='criterion'):
@@ -188,13 +189,28 @@ class SharedTailCriterion(TailCriterion, names=('sharedtail',)):
         v = e.values(self.of)
         return CVaR(self.tail).weights(v.mean(0).expand_as(p), p) @ v.T
 
-# %% ../nbs/66_auto.ipynb #f6d8ff03
-class ForgottenCriterion(TailCriterion, names=('forgotten',)):
-    "The tail of what a candidate does worse than a network trained on real samples: samples hard for both count less."
+# %% ../nbs/66_auto.ipynb #c884addc
+class MistakesCriterion(MeanCriterion, names=('mistakes',)):
+    "The mean over the validation samples, weighted by the loss of networks that saw real samples for a few updates."
+    def __init__(self,
+                 power=1.,       # of that loss
+                 updates=80,     # of each network
+                 networks=3,
+                 of='loss',
+                ):
+        super().__init__(of)
+        self.power, self.updates = number('power', power), whole('updates', updates)
+        self.networks = whole('networks', networks)
+
+    def weights(self, e) -> Tensor: # (n,)
+        "The weight of each validation sample."
+        nets = [e.reference(self.updates, k) for k in range(self.networks)]
+        scores = torch.stack([predict_scores(net, e.val.x) for net in nets])
+        return Answers(scores, e.val.y.cpu()).measured('loss') ** self.power
+
     def scores(self, e, p):
-        asked = Answers(predict_scores(e.reference, e.val.x)[None], e.val.y.cpu()).measured(self.of)
-        lost = (e.values(self.of) - asked).clamp(min=0)
-        return torch.stack([CVaR(self.tail)(v.expand_as(p), p) for v in lost], 1)
+        w = p * self.weights(e)
+        return w @ e.values(self.of).T / w.sum(1, keepdim=True).clamp(min=1e-12)
 
 # %% ../nbs/66_auto.ipynb #d1434125
 def _seen(d, net, space):
@@ -203,12 +219,14 @@ def _seen(d, net, space):
     with torch.no_grad():
         x = d.x.to(next(net.parameters()).device)
         if space == 'features': return in_chunks(net.features, x).flatten(1).cpu()
-        return in_chunks(net, x).softmax(1).cpu() - F.one_hot(d.y.cpu(), d.n_classes)
+        scores = in_chunks(net, x).cpu()
+    if space == 'losses': return F.cross_entropy(scores, d.y.cpu(), reduction='none')[:, None]
+    return scores.softmax(1) - F.one_hot(d.y.cpu(), d.n_classes)
 
 # %% ../nbs/66_auto.ipynb #f19b6335
 def frozen_clusters(e: Evidence, space, k, within) -> Tensor: # (n,) from 0
     "The cluster of each validation sample: k-means of the training data, then the nearest centre."
-    net = None if space == 'pixels' else e.reference
+    net = None if space == 'pixels' else e.reference()
     (f, y), (g, z) = ((_seen(d, net, space), d.y.cpu() * (within == 'classes')) for d in (e.train, e.val))
     owner, centres = [], []
     for c in y.unique().tolist():
@@ -247,7 +265,7 @@ Criterion.__add__ = lambda self, other: Sum([*_parts(self), *_parts(other)])
 Criterion.__mul__ = Criterion.__rmul__ = _times
 
 # %% ../nbs/66_auto.ipynb #7ca40e5f
-CRITERION = 'worstcluster(pixels, 8, 0.03, doubt) + tail(0.1, doubt)'
+CRITERION = 'mistakes + sharedtail(0.05)'
 
 # %% ../nbs/66_auto.ipynb #6947069a
 @dataclass(frozen=True)
@@ -428,6 +446,7 @@ def _place(out, resume):
 # %% ../nbs/66_auto.ipynb #94d7e78d
 def _chosen(fit, val, paths, ipc, seed, device, progress, kwargs):
     "The choice that is kept in one of two files, or a new one, which is written to the first."
+    kwargs = (dict(portfolio=ROWS) if fit.x.dim() == 2 else {}) | kwargs
     given = inspect.signature(choose).bind(fit, val, ipc, seed, **kwargs)
     given.apply_defaults()
     for path in paths:
@@ -457,7 +476,6 @@ def distill_auto(
     "Choose a method without group labels, then distil all training data with it. Raises `ValueError` in one line."
     paths = () if out is None else _place(out, resume)
     train, fit, val, held = _material(data, seed)
-    if train.x.dim() == 2: kwargs = dict(portfolio=ROWS) | kwargs
     if held and progress: print(f'no validation data: {held} of {len(train)} training samples are held out')
     choice = _chosen(fit, val, paths, ipc, seed, device, progress, kwargs)
     s = distill(train, choice.method, ipc, seed, device, out, resume, progress, source=source, label='auto')

@@ -43,6 +43,7 @@ def _data(
     splits = load_data(str(name), download=download, **_given(given))
     return splits, splits.source
 
+# %% ../nbs/78_commands.ipynb #193a82bd
 def _given(options): return {k: v for k, v in options.items() if v not in (None, False, '', (), [])}
 
 def _folder(out, otherwise=None):
@@ -85,7 +86,7 @@ def _changed(
     clustering: str | None = None, # what the risk looks at, such as 'kmeans(4, errors)'; 'groups' are the true ones
     start: str | None = None, # real images to start from, such as 'kcenter'
     steps: int | None = None, # updates of the synthetic images
-    lr: float | None = None, # step size on normalised images
+    lr: float | None = None, # step size on normalised images or rows
     set: list = (), # NAME=VALUE, any setting of the method, such as network.width=32; may be repeated
     **kwargs,
 ): # method, its label, other options
@@ -100,7 +101,7 @@ def _changed(
 @delegates(_changed)
 def distill(
     data: str, # digits, mnist, ..., a folder of images (a subfolder per class), an .npz file with x and y, or a table
-    method: str = 'rdd-distance', # one of `rdd-nb methods`, or auto: a choice that needs no group labels
+    method: str | None = None, # of `rdd-nb methods`, or auto: a choice (if not given: rdd-distance; for a table rows)
     ipc: int = 10, # images (or rows) per class
     seed: int = 0, # of the distillation
     out: str | None = None, # run folder (if not given: runs/DATA-METHOD-ipcN-seedK)
@@ -111,12 +112,17 @@ def distill(
     **kwargs,
 ):
     "Distil one data set with one method and one seed."
+    method = method or _usual_method(data)
     out = _folder(out, f'runs/{Path(data).stem}-{method}-ipc{ipc}-seed{seed}')
     use_parts(parts)
     changed, label, where = _changed(method, **kwargs)
     return _distill(_data(data, **where), changed, label, ipc, seed, device, out, resume, trust)
 
 # %% ../nbs/78_commands.ipynb #5a1a3beb
+def _usual_method(data):
+    from rdd_nb.sources import TABLES
+    return 'rows' if str(data).lower().endswith(TABLES) else 'rdd-distance'
+
 def _distill(loaded, method, label, ipc, seed, device, out, resume, trust):
     from rdd_nb.auto import distill_auto
     from rdd_nb.compare import trusting
@@ -128,9 +134,9 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust):
     else:
         with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, **options)
     p = s.provenance
-    what = 'images in {}/synthetic.safetensors' if s.x.dim() == 4 else 'rows in {}/synthetic.csv'
-    what = what if s.table is not None or s.x.dim() == 4 else what.replace('csv', 'safetensors')
-    print(f'{len(s)} synthetic {what.format(out)} ({p["steps"]} steps, {p["seconds"]:.0f} s); next: rdd-nb evaluate {out}')
+    what, file = ('images' if s.x.dim() == 4 else 'rows'), f'synthetic.{"safetensors" if s.table is None else "csv"}'
+    print(f'{len(s)} synthetic {what} in {out}/{file} ({p["steps"]} steps, {p["seconds"]:.0f} s); '
+          f'next: rdd-nb evaluate {out}')
     return s
 
 # %% ../nbs/78_commands.ipynb #b16f067f
@@ -138,7 +144,7 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust):
 def _recipe(
     networks,
     jobs,
-    model: str | None = None, # architecture, or logistic or boosting (if not given: convnet; for a table these two and mlp)
+    model: str | None = None, # architecture, logistic or boosting (if not given: convnet; for a table the two and mlp)
     epochs: int = 200, # of every network
     augment: str = '', # augmentation while training, such as 'crop scale rotate'
     precision: Literal['float32', 'bfloat16'] = 'float32', # of the training; bfloat16 is faster if the processor has it
@@ -196,7 +202,7 @@ def _recipes(s, recipe, asked) -> dict: # what is appended to the method's name 
     if asked or s.x.dim() == 4: return {'': recipe}
     return {f' @ {m}': replace(recipe, model=m) for m in ('logistic', 'boosting', 'mlp')}
 
-# %% ../nbs/78_commands.ipynb #c1a23feb
+# %% ../nbs/78_commands.ipynb #0aa76f75
 def _evaluate(run, s, splits, source, on, recipes, networks, device, jobs, options):
     from rdd_nb.core import pick_device, versions, write_json
     from rdd_nb.intervals import summarise
@@ -331,13 +337,19 @@ def methods():
     for name, m in METHODS.items():
         print(f'{name:15}' + ', '.join(f'{k}={v}' for k, v in m.describe().items() if v != plain[k]))
 
-# %% ../nbs/78_commands.ipynb #c4cf10c1
+# %% ../nbs/78_commands.ipynb #19bc2535
 @delegates(_columns)
+def _site_columns(
+    positive: str | None = None, # the value of the target that counts as positive (if not given: the second in order)
+    **kwargs,
+): return dict(positive=positive, **_columns(**kwargs))
+
+# %% ../nbs/78_commands.ipynb #c4cf10c1
+@delegates(_site_columns)
 def merge(
     table: list, # CSV or Parquet files with names of columns
     *,
     target: str, # the column to predict, with the same two values in every table
-    positive: str | None = None, # the value of the target that counts as positive (if not given: the second in order)
     out: str = 'merged.csv', # the synthetic table
     rows: int = 100, # its number of rows, fewer or more than the real ones
     risk: str = 'cvar(tail=0.5)', # over the sites' losses, such as mean or 'cvar(tail=0.3)'
@@ -350,7 +362,7 @@ def merge(
     **kwargs,
 ):
     "Make one small synthetic table from several with intersecting columns."
-    asked = SimpleNamespace(**locals(), **_columns(**kwargs))
+    asked = SimpleNamespace(**locals(), **_site_columns(**kwargs))
     from rdd_nb.sites import do_merge
     return do_merge(asked)
 

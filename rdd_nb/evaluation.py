@@ -61,6 +61,12 @@ def reference_clusters(test: GroupedDataset) -> Tensor: # (n_test,) ids
     return torch.as_tensor(ids).long()
 
 # %% ../nbs/50_evaluation.ipynb #530094fc
+def _check_columns(a, b):
+    "Raises `ValueError` where the columns of two tables, or their units, differ."
+    if a is None or b is None or a.describe() == b.describe(): return
+    raise ValueError('the set has columns or units of another table (or of other training rows) than the test data')
+
+# %% ../nbs/50_evaluation.ipynb #1dc73546
 def _check_fit(source, test):
     "Whether the classes and shapes of a set are those of the test data; a class without samples is a warning."
     if not isinstance(source, (SyntheticDataset, GroupedDataset)):
@@ -70,11 +76,10 @@ def _check_fit(source, test):
         raise ValueError(f'the set has {len(mine)} classes and the test data {len(theirs)}; they must have the same')
     if mine != theirs and set(mine) == set(theirs):
         raise ValueError(f'the set has its classes in the order {", ".join(mine)}, the test data {", ".join(theirs)}')
+    _check_columns(getattr(source, 'table', None), test.table)
     if source.x.shape[1:] != test.x.shape[1:]:
         shapes = tuple(source.x.shape[1:]), tuple(test.x.shape[1:])
         raise ValueError(f'the set has samples of shape {shapes[0]} and the test data {shapes[1]}')
-    if (columns := [t.describe() for t in (getattr(source, 'table', None), test.table) if t is not None])[1:]:
-        if columns[0] != columns[1]: raise ValueError('the set has columns or units of another table than the test data')
     missing = ', '.join(mine[c] for c in sorted(set(range(test.n_classes)) - set(source.y.tolist())))
     if missing:
         warnings.warn(f'no samples of class {missing}: networks cannot learn what they are not shown', stacklevel=3)
@@ -204,6 +209,13 @@ def _answers(source, test, t, networks, seed, device, jobs, progress, teacher):
     nets = _networks(source.x, y, test.n_classes, t, seeds, device, jobs, progress, teacher)
     return [lambda x, net=net: (lambda s: (s.argmax(1), s.double().softmax(1)))(predict_scores(net, x)) for net in nets]
 
+# %% ../nbs/50_evaluation.ipynb #81aaa480
+def _evaluate_learner(training, protocol, teacher, source, test, seed, clusters, corruptions, population, measures, **_):
+    "The row of a scikit-learn classifier. Raises `ValueError` for settings that only a network can have."
+    if teacher or protocol or training.risk is not None:
+        raise ValueError(f'model={training.model!r} is no network: a protocol, a teacher or a risk cannot act')
+    return evaluate_estimator(training.learner, source, test, 1, seed, clusters, corruptions, population, **measures)
+
 # %% ../nbs/50_evaluation.ipynb #748c8e47
 def evaluate(
     source,                # a `SyntheticDataset`, or a `GroupedDataset` for training on real samples
@@ -222,10 +234,7 @@ def evaluate(
     **measures,            # of `measure`: minimum, metrics, keep
 ) -> dict: # one row of a report, without 'method'
     "Train networks on `source`, test each once. Raises `ValueError` where they do not fit; warns of small groups."
-    if training.learner is not None:
-        if teacher or protocol or training.risk: raise ValueError(f'model={training.model!r} is no network: a protocol, '
-                                                                  'a teacher or a risk in its training cannot act')
-        return evaluate_estimator(training.learner, source, test, 1, seed, clusters, corruptions, population, **measures)
+    if training.learner is not None: return _evaluate_learner(**locals())
     t, said = _recipe(protocol, source, test, training, teacher, networks, seed)
     make = lambda device: _answers(source, test, t, networks, seed, device, jobs, progress, teacher)
     return _row(make, device, said, source, test, clusters, corruptions, population, measures)

@@ -126,7 +126,7 @@ class Frequencies(Prior):
         z, decode = _separable(images, rows, columns)
         return Parametrisation([z], decode)
 
-# %% ../nbs/30_priors.ipynb #ad451da2
+# %% ../nbs/30_priors.ipynb #72c63714
 def _ranks(values, columns):
     "The middle of the ranks, in [0, 1], that each of `values` (d, m) has among the sorted `columns` (d, n)."
     first, after = (torch.searchsorted(columns, values, right=r) for r in (False, True))

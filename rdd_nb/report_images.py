@@ -69,7 +69,7 @@ def images(c):
     sheets = {m: _sheets(r.synthetic, f'{m}, seed {r.seed}', shown) for m, r in runs.items()}
     yield from parts(c, sheets, runs, 2 if len(runs) > 6 else len(runs), 'sheets')
 
-# %% ../nbs/64_report_images.ipynb #99ec6270
+# %% ../nbs/64_report_images.ipynb #ae0e15fd
 def rows(c):
     "The first rows of each class, of the first seed of each method."
     runs = {m: r for m, r in first_runs(c).items() if r.synthetic.table is not None}
@@ -173,7 +173,8 @@ def _plain_space(s): return 'pixels' if s.x.dim() == 4 else 'the encoded columns
 
 def _map_text(c, run, shown):
     s, member = run.synthetic, _member(c)
-    text = (f'The {len(s)} synthetic {"images" if s.x.dim() == 4 else "rows"} of {run.method}, seed {run.seed}, among {shown:,} of the {len(c.data):,} '
+    what = 'images' if s.x.dim() == 4 else 'rows'
+    text = (f'The {len(s)} synthetic {what} of {run.method}, seed {run.seed}, among {shown:,} of the {len(c.data):,} '
             'real training samples.')
     if member is None: return text
     nearest = torch.cdist(s.pixels().flatten(1), c.data.pixels().cpu().flatten(1)).argmin(1)

@@ -308,7 +308,8 @@ def _found(name, root, download, size):
     if path.suffix.lower() == '.npz': return dict(train=_from_npz(path))
     if os.sep in name or os.path.exists(path): return _from_image_folder(path, size)
     known = ', '.join(['digits', *SOURCES, *TASKS])
-    raise ValueError(f'data set {shown(name)} is unknown; known are {known}, a folder of images, an .npz file, or a table')
+    raise ValueError(
+        f'data set {shown(name)} is unknown; known are {known}, a folder of images, an .npz file, or a table')
 
 def _digits():
     from sklearn.datasets import load_digits
@@ -336,7 +337,7 @@ def _enough_memory():
         if isinstance(e, RuntimeError) and 'alloc' not in str(e): raise
         raise ValueError('not enough memory: use fewer images (limit=) or smaller ones (size=)') from None
 
-# %% ../nbs/07_sources.ipynb #8f28996c
+# %% ../nbs/07_sources.ipynb #48d059fe
 def _is_table(source, columns):
     "Whether a table is asked for. Raises `ValueError` for options that do not go with the kind of data."
     name = source['name']
@@ -347,11 +348,19 @@ def _is_table(source, columns):
         raise ValueError(f'shift={shown(source["shift"])}: a table has its own groups; name them with groups=')
     return is_table
 
-def _from_table(table, source, data_seed):
-    "Parts of a table, by the arguments that `source` records."
-    own = {k: v for k, v in source.items() if k not in ('name', 'shift', 'share', 'data_seed') and v is not None}
-    splits = split_table(table, seed=data_seed, **own)
-    if not isinstance(table, pd.DataFrame): splits.source = source
+def _from_table(table, asked, source=None):
+    "Parts of a table, by the arguments in `asked`."
+    others = 'name', 'shift', 'share', 'data_seed', 'root', 'download', 'size', 'columns'
+    own = {k: v for k, v in asked.items() if k not in others and v is not None}
+    splits = split_table(table, seed=asked['data_seed'], **own)
+    splits.source = source
+    return splits
+
+def _from_images(asked, *how):
+    "Parts of other data, under the shift that is asked for."
+    planted = as_shift(None if asked['shift'] == 'none' else asked['shift'], asked['share'])
+    splits = split(*_read(asked['name'], *how), asked['data_seed'], planted)
+    splits.source = asked
     return splits
 
 # %% ../nbs/07_sources.ipynb #cad8787d
@@ -370,10 +379,7 @@ def load_data(
     **columns,       # of a table: target, groups and what else `rdd_nb.tabular.split_table` takes
 ) -> Splits: # train, val, test; `.source` is what was asked for
     "Load by name and split without leaks. Raises `ValueError` or `FileNotFoundError` in one line."
-    if isinstance(name, pd.DataFrame): return _from_table(name, dict(limit=limit, val=val, test=test, **columns), data_seed)
+    if isinstance(name, pd.DataFrame): return _from_table(name, locals() | columns)
     source = _asked(name, shift, share, data_seed, size=size, limit=limit, val=val, test=test, **columns)
-    if _is_table(source, columns): return _from_table(name, source, data_seed)
-    planted = as_shift(None if source['shift'] == 'none' else source['shift'], share)
-    splits = split(*_read(source['name'], root, download, size, limit, val, test), data_seed, planted)
-    splits.source = source
-    return splits
+    if _is_table(source, columns): return _from_table(name, source, source)
+    return _from_images(source, root, download, size, limit, val, test)

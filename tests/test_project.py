@@ -17,7 +17,7 @@ FLOORS = [
     'cli', 'commands', 'sweep sites', 'report', 'report_images compare merge collocation', 'findings auto',
     'distill runs surrogates evaluation', 'methods training tasks pinn',
     'bilevel trajectory moments teacher foreign blocks',
-    'matching synthetic metrics sources equations plots', 'clustering', 'shifts coresets tabular',
+    'matching synthetic metrics sources equations plots', 'clustering', 'shifts coresets tabular hands_on',
     'data tables learners models augment corruptions intervals kmeans risk priors spectral', 'cvar', 'parts',
     'core pictures'
 ]

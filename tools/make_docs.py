@@ -59,7 +59,8 @@ def relink(text, change):
     "Replace the relative targets of the Markdown links in `text` by `change(target)`."
     def new(match):
         target = match[2]
-        return match[0] if re.match(r'\w+:|[#/]', target) else match[1] + change(target) + ')'
+        if target[0] == '#': return match[1] + target.lower() + ')'      # Jupyter keeps capitals, pandoc does not
+        return match[0] if re.match(r'\w+:|/', target) else match[1] + change(target) + ')'
     return re.sub(r'(\]\()([^)\s]+)\)', new, text)
 
 
@@ -149,7 +150,7 @@ def page_link(target, path, pages):
     file, _, anchor = target.partition('#')
     other = Path(os.path.normpath(path.parent/file))
     if other not in pages: return target
-    anchor = '#' + anchor.lower() if anchor else ''      # Jupyter keeps capitals, pandoc does not
+    anchor = '#' + anchor.lower() if anchor else ''
     return posixpath.relpath(pages[other].as_posix(), path.parent.as_posix()) + anchor
 
 
