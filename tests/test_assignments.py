@@ -1,5 +1,6 @@
 """The graded course: students' versions, points, the whole way through nbgrader, wrong and hostile submissions."""
-import ast, contextlib, copy, csv, importlib.util, io, json, os, re, shutil, socket, subprocess, sys, time
+import ast, contextlib, csv, importlib.util, io, json, os, re, shutil, socket, subprocess, sys, time
+from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -79,7 +80,7 @@ def load(path):
     return module
 
 
-def test_students_versions_are_what_nbgrader_makes_of_the_sources(tmp_path, monkeypatch):
+def test_students_versions_are_what_nbgrader_makes_of_the_sources(home, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['make_assignments.py', '--out', str(tmp_path)])
     monkeypatch.chdir(ROOT)
     load(ROOT/'tools'/'make_assignments.py').main()
@@ -185,9 +186,11 @@ def follow(line, folder, home):
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
     "A home with the folder of a course, made as the page says; the environment is put back in the end."
+    from nbgrader import api
     with pytest.MonkeyPatch.context() as patch:
         for name in ('JUPYTER_PATH', 'RDD_NB_KERNEL_CPU_SECONDS'): patch.setenv(name, os.environ.get(name, ''))
         patch.setenv('PYTHONPATH', str(ROOT))
+        patch.setattr(api, 'get_alembic_version', cache(api.get_alembic_version))   # a process of three seconds
         home = tmp_path_factory.mktemp('home')
         copy, enter = commands('Once: make the folder of your course')
         assert enter == 'cd ~/course'
