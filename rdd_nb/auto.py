@@ -29,6 +29,7 @@ from .methods import METHODS, Method, as_method
 from .models import in_chunks
 from .parts import Part, number, one_of, shown, whole
 from .risk import CVaR
+from .rows import take
 
 # %% ../nbs/66_auto.ipynb #129093ef
 PORTFOLIO = {k: METHODS[k] for k in ('k-center', 'kmeans', 'loss-balanced', 'distribution', 'density', 'rdd-hard')} | {
@@ -126,7 +127,7 @@ def answers(
     "Train networks on a set and ask them about the validation samples."
     y = s.y if s.soft is None else s.soft.float()
     nets = [train(s.x, y, val.n_classes, training, ('auto', seed, k), device) for k in range(networks)]
-    return Answers(torch.stack([predict_scores(net, val.x) for net in nets]), val.y.cpu())
+    return Answers(torch.stack([predict_scores(net, val.samples()) for net in nets]), val.y.cpu())
 
 # %% ../nbs/66_auto.ipynb #d84fc1e4
 @dataclass
@@ -150,7 +151,7 @@ class Evidence:
             d, t, g = self.train, self.training, generator('auto', 'reference', self.seed, k)
             rows = torch.randperm(len(d), generator=g)[:updates * t.batch]
             t = dataclasses.replace(t, epochs=max(1, round(updates * t.batch / len(rows))))
-            found = train(d.x[rows], d.y[rows], d.n_classes, t, ('auto', 'reference', self.seed, k), self.device)
+            found = train(d.batch(rows), d.y[rows], d.n_classes, t, ('auto', 'reference', self.seed, k), self.device)
             self.kept[updates, k] = found
         return self.kept[updates, k]
 
@@ -205,7 +206,7 @@ class MistakesCriterion(MeanCriterion, names=('mistakes',)):
     def weights(self, e) -> Tensor: # (n,)
         "The weight of each validation sample."
         nets = [e.reference(self.updates, k) for k in range(self.networks)]
-        scores = torch.stack([predict_scores(net, e.val.x) for net in nets])
+        scores = torch.stack([predict_scores(net, e.val.samples()) for net in nets])
         return Answers(scores, e.val.y.cpu()).measured('loss') ** self.power
 
     def scores(self, e, p):
@@ -215,9 +216,9 @@ class MistakesCriterion(MeanCriterion, names=('mistakes',)):
 # %% ../nbs/66_auto.ipynb #d1434125
 def _seen(d, net, space):
     "The samples of a data set as `space` shows them, (n, ...) on the CPU."
-    if space == 'pixels': return d.x.cpu().flatten(1)
+    if space == 'pixels': return d.samples('cpu').flatten(1)
     with torch.no_grad():
-        x = d.x.to(next(net.parameters()).device)
+        x = d.samples(next(net.parameters()).device)
         if space == 'features': return in_chunks(net.features, x).flatten(1).cpu()
         scores = in_chunks(net, x).cpu()
     if space == 'losses': return F.cross_entropy(scores, d.y.cpu(), reduction='none')[:, None]
@@ -230,7 +231,7 @@ def frozen_clusters(e: Evidence, space, k, within) -> Tensor: # (n,) from 0
     (f, y), (g, z) = ((_seen(d, net, space), d.y.cpu() * (within == 'classes')) for d in (e.train, e.val))
     owner, centres = [], []
     for c in y.unique().tolist():
-        own = f[y == c]
+        own = take(f, (y == c).nonzero()[:, 0])
         centres.append(KMeans(min(k, len(own)), random_state=e.seed).fit(own).cluster_centers_)
         owner += [c] * len(centres[-1])
     return assign_nearest(g, torch.cat(centres), z, torch.tensor(owner))[0]
@@ -353,8 +354,8 @@ def _asked(a) -> dict:
     train, val, portfolio = a['train'], a['val'], _candidates(a['portfolio'], a['train'], a['ipc'])
     if not isinstance(val, GroupedDataset) or not len(val) or val.classes != train.classes:
         raise ValueError(f'val={shown(val)}: expected validation samples of the classes of the training data')
-    if val.x.shape[1:] != train.x.shape[1:]:
-        raise ValueError(f'val has samples of shape {tuple(val.x.shape[1:])}, and train of {tuple(train.x.shape[1:])}')
+    if val.stored.shape[1:] != train.stored.shape[1:]:
+        raise ValueError(f'val has samples of shape {tuple(val.stored.shape[1:])}, and train of {tuple(train.stored.shape[1:])}')
     numbers = {k: whole(k, a[k], least) for k, least in (('ipc', 1), ('seed', 0), ('networks', 1), ('draws', 20))}
     hashes = {k: a[k].without_groups().hash() for k in ('train', 'val')}
     return numbers | hashes | dict(

@@ -109,6 +109,8 @@ def distill(
     parts: list = (), # Python file with your own parts, which is run; may be repeated
     trust: bool = False, # let decoder files run their code (a .pt2 file can execute anything)
     device: str | None = None, # cpu, cuda, cuda:1, ... (if not given: a GPU if there is one)
+    dry_run: bool = False, # do a few steps, say what all of them will cost, and write nothing
+    profile: bool = False, # where the first steps spend their time: trace.json and profile.txt in the run folder
     **kwargs,
 ):
     "Distil one data set with one method and one seed."
@@ -116,14 +118,16 @@ def distill(
     out = _folder(out, f'runs/{Path(data).stem}-{method}-ipc{ipc}-seed{seed}')
     use_parts(parts)
     changed, label, where = _changed(method, **kwargs)
-    return _distill(_data(data, **where), changed, label, ipc, seed, device, out, resume, trust)
+    if method == 'auto' and (dry_run or profile): raise ValueError('--dry-run and --profile need one method, not auto')
+    if dry_run: return _estimated(_data(data, **where)[0], changed, ipc, seed, device, trust)
+    return _distill(_data(data, **where), changed, label, ipc, seed, device, out, resume, trust, profile)
 
 # %% ../nbs/78_commands.ipynb #5a1a3beb
 def _usual_method(data):
     from rdd_nb.sources import TABLES
     return 'rows' if str(data).lower().endswith(TABLES) else 'rdd-distance'
 
-def _distill(loaded, method, label, ipc, seed, device, out, resume, trust):
+def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile):
     from rdd_nb.auto import distill_auto
     from rdd_nb.compare import trusting
     from rdd_nb.distill import distill
@@ -132,12 +136,21 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust):
     ipc = whole('ipc', ipc, 1, 10**6)
     if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
     else:
-        with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, **options)
+        with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, profile=profile, **options)
     p = s.provenance
     what, file = ('images' if s.x.dim() == 4 else 'rows'), f'synthetic.{"safetensors" if s.table is None else "csv"}'
     print(f'{len(s)} synthetic {what} in {out}/{file} ({p["steps"]} steps, {p["seconds"]:.0f} s); '
           f'next: rdd-nb evaluate {out}')
+    if profile: print((out/'profile.txt').read_text() if (out/'profile.txt').exists() else 'the run was finished before')
     return s
+
+def _estimated(splits, method, ipc, seed, device, trust):
+    from rdd_nb.compare import trusting
+    from rdd_nb.distill import estimate
+    with trusting(trust): found = estimate(splits.train, method, ipc, seed, device)
+    print(f'{found["steps"]} steps: {found["operations"]:.3g} operations, about {found["seconds"]:.0f} s; '
+          f'{found["data_mb"]:.0f} MB of data, and at most {found["peak_mb"]:.0f} MB beside them')
+    return found
 
 # %% ../nbs/78_commands.ipynb #b16f067f
 @delegates(_data)

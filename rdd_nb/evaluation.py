@@ -45,14 +45,16 @@ def _networks(x, y, n_classes, t, seeds, device, jobs, progress, teacher):
     return list(bar(workers(joblib.delayed(_one_of_many)(x, y, n_classes, t, s, device, teacher) for s in seeds)))
 
 # %% ../nbs/50_evaluation.ipynb #059e5b7c
+def _samples(source): return source.samples() if isinstance(source, GroupedDataset) else source.x
+
 def fit_clusters(
     train: GroupedDataset,
     test: GroupedDataset,  # normalised like `train`
     n_clusters: int = 10,
 ) -> Tensor: # (n_test,) ids
     "The cluster of each test sample: k-means on the training pixels (seed 0), then the nearest centre."
-    centres = KMeans(min(n_clusters, len(train)), random_state=0).fit(train.x.cpu().flatten(1)).cluster_centers_
-    return assign_nearest(test.x.cpu().flatten(1), centres)[0]
+    centres = KMeans(min(n_clusters, len(train)), random_state=0).fit(train.samples('cpu').flatten(1)).cluster_centers_
+    return assign_nearest(test.samples('cpu').flatten(1), centres)[0]
 
 def reference_clusters(test: GroupedDataset) -> Tensor: # (n_test,) ids
     "The clusters of RDD's released evaluation: scikit-learn's k-means, 10 clusters, seed 0, on normalised test pixels."
@@ -77,8 +79,8 @@ def _check_fit(source, test):
     if mine != theirs and set(mine) == set(theirs):
         raise ValueError(f'the set has its classes in the order {", ".join(mine)}, the test data {", ".join(theirs)}')
     _check_columns(getattr(source, 'table', None), test.table)
-    if source.x.shape[1:] != test.x.shape[1:]:
-        shapes = tuple(source.x.shape[1:]), tuple(test.x.shape[1:])
+    shapes = tuple(_samples(source).shape[1:]), tuple(test.stored.shape[1:])
+    if shapes[0] != shapes[1]:
         raise ValueError(f'the set has samples of shape {shapes[0]} and the test data {shapes[1]}')
     missing = ', '.join(mine[c] for c in sorted(set(range(test.n_classes)) - set(source.y.tolist())))
     if missing:
@@ -139,6 +141,13 @@ def _clean(given, test, clusters, population, minimum):
     by['group_accuracy'] = {g: [r['group_accuracy'][g] for r in rows] for g in row['group_accuracy']}
     return row | dict(by_network=by, notes=notes(row))
 
+def _answered(answer, test, f, block=1024):
+    "Labels and probabilities (None if it has none) that a model gives the test samples, a block at a time."
+    raw = (test.subset(slice(i, i + block)).pixels().cpu() for i in range(0, len(test), block))
+    labels, p = zip(*(answer(f(part)) for part in raw))
+    return torch.cat(labels), None if p[0] is None else torch.cat(p)
+
+# %% ../nbs/50_evaluation.ipynb #c13e38f9
 def _damaged(answers, x, test, clean):
     "Accuracies on damaged images, over all models; groups that are small in `clean` are not taken as the worst."
     rows = [group_metrics(answer(x)[0], test) for answer in answers]
@@ -160,12 +169,13 @@ def measure(
     keep=None,             # file for the predictions, see `read_predictions`
 ) -> dict:
     "The averaged row of several models."
-    raw, f = test.pixels().cpu(), lambda x: _in_units_of(source, x)
-    given = [answer(f(raw)) for answer in answers]
+    f = lambda x: _in_units_of(source, x)
+    given = [_answered(answer, test, f) for answer in answers]
     row = _clean(given, test, clusters, population, minimum)
     if metrics: row['metrics'] = _own_metrics(metrics, [labels for labels, _ in given], test)
     if keep is not None: _keep(keep, given, test)
-    found = {k: _damaged(answers, f(damage(raw)), test, row) for k, damage in as_corruptions(corruptions).items()}
+    found = {k: _damaged(answers, f(damage(test.pixels().cpu())), test, row)
+             for k, damage in as_corruptions(corruptions).items()}
     if found: row |= dict(corruptions=found, corruption_accuracy=_average([c['accuracy'] for c in found.values()]))
     return row
 
@@ -173,7 +183,7 @@ def measure(
 def _about(source, test, seed, networks, labels):
     "What a row says about the set and the protocol."
     history, soft = getattr(source, 'provenance', {}), getattr(source, 'soft', None)
-    own = source.x.numel() * 4 + (len(source) if soft is None else soft.numel() * 4)
+    own = _samples(source).shape.numel() * 4 + (len(source) if soft is None else soft.numel() * 4)
     cost = {k: history[k] for k in ('seconds', 'peak_mb', 'steps') if isinstance(history.get(k), numbers.Real)}
     return dict(seed=seed, networks=networks, images=len(source), bytes=history.get('bytes', own), labels=labels,
                 test_hash=test.hash()) | cost
@@ -206,7 +216,7 @@ def _answers(source, test, t, networks, seed, device, jobs, progress, teacher):
     "Trained networks as functions from samples to (labels, probabilities)."
     y = source.y if getattr(source, 'soft', None) is None else source.soft.float()
     seeds = [(seed, k) for k in range(networks)]
-    nets = _networks(source.x, y, test.n_classes, t, seeds, device, jobs, progress, teacher)
+    nets = _networks(_samples(source), y, test.n_classes, t, seeds, device, jobs, progress, teacher)
     return [lambda x, net=net: (lambda s: (s.argmax(1), s.double().softmax(1)))(predict_scores(net, x)) for net in nets]
 
 # %% ../nbs/50_evaluation.ipynb #81aaa480

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from .core import seeded
+from .core import chunk, seeded
 
 # %% ../nbs/10_models.ipynb #fd884b75
 class Classifier(nn.Module):
@@ -226,8 +226,10 @@ def make_model(
 # %% ../nbs/10_models.ipynb #1a561f12
 def in_chunks(
     f,          # maps (k, ...) to (k, ...), sample by sample
-    x: Tensor,  # (n, C, H, W) or (n, d)
+    x,          # (n, C, H, W) or (n, d): tensor or `rdd_nb.rows.Rows`
 ) -> Tensor: # f(x)
     "`f(x)`, on a CPU computed in blocks that fit its cache."
-    rows = len(x) if x.is_cuda else max(8, 2**15 // math.prod(x.shape[2:]))
-    return f(x) if len(x) <= rows else torch.cat([f(block) for block in x.split(rows)])
+    most = len(x) if isinstance(x, Tensor) else 4096
+    rows = chunk(most if x.is_cuda else max(8, 2**15 // math.prod(x.shape[2:])))
+    if len(x) <= rows: return f(x if isinstance(x, Tensor) else x[:])
+    return torch.cat([f(block) for block in x.split(rows)])

@@ -144,7 +144,7 @@ Part.replace = _replace
 @dataclass
 class Setup:
     "What a part may use before the first step."
-    x: Tensor                        # (n, ...) all real samples, on the device
+    x: Tensor                        # (n, ...) all real samples, on the device; `rdd_nb.rows.Rows` if there are many
     y: Tensor                        # (n,) their classes, 0 to n_classes - 1
     n_classes: int
     seed: int = 0

@@ -150,7 +150,7 @@ class LowRank(Prior):
     def __init__(self, rank=16): self.rank = whole('rank', rank)
     def begin(self, images, x, y=None, seed=0, progress=False):
         from sklearn.decomposition import PCA
-        flat, shape = x.detach().flatten(1).cpu().numpy(), images.shape[1:]
+        flat, shape = x[:].detach().flatten(1).cpu().numpy(), images.shape[1:]
         (n, d), r = flat.shape, self.rank
         if r > min(n, d): raise ValueError(f'rank={r}: {n} samples of {d} numbers have at most {min(n, d)} components')
         pca = PCA(r, random_state=seed).fit(flat)

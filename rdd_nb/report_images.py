@@ -85,7 +85,7 @@ def _first_rows(run):
     return Table(t.set_axis(pd.Index(map(str, t.index), name='row')), f'{run.method}, seed {run.seed}', 'facts')
 
 # %% ../nbs/64_report_images.ipynb #330d8b97
-def fits(s, data): return data is not None and data.x.shape[1:] == s.x.shape[1:] and data.n_classes == len(s.classes)
+def fits(s, data): return data is not None and data.stored.shape[1:] == s.x.shape[1:] and data.n_classes == len(s.classes)
 
 def _member(c):
     "Which training samples belong to the hardest group, or None."
@@ -164,7 +164,7 @@ def weights(c):
 def _network_features(data, limit):
     "A function from raw images to the features of a small network trained on (some of) the real samples."
     index, recipe = pictures.thinned(len(data), limit), Training(epochs=10, width=32, batch=64)
-    net = train(data.x.cpu()[index], data.y.cpu()[index], data.n_classes, recipe, ('map', 0), 'cpu')
+    net = train(data.batch(index).cpu(), data.y.cpu()[index], data.n_classes, recipe, ('map', 0), 'cpu')
     def features(raw):
         with torch.inference_mode(): return in_chunks(net.features, data.normalise(raw.float()))
     return features
@@ -198,7 +198,7 @@ def map_(c, limit=600):
     if not runs: return
     run, index = runs.get(best(c)) or list(runs.values())[-1], pictures.thinned(len(data), limit)
     raw, member = data.pixels().cpu()[index], None if data.group is None else data.group.cpu()[index]
-    f, text = (_network_features(data, limit) if data.x.dim() == 4 else None), _map_text(c, run, len(raw))
+    f, text = (_network_features(data, limit) if data.stored.ndim == 4 else None), _map_text(c, run, len(raw))
     spaces = {_plain_space(run.synthetic): lambda x: x} | ({'the features of a network trained on real samples': f} if f else {})
     yield (f'{text} Left: principal components, where far apart is far apart. '
            'Right: t-SNE, where only neighbours have a meaning.')

@@ -187,6 +187,19 @@ def _from_npz(path):
         raise ValueError(f'{path}: not an .npz file of plain arrays ({_cause(e)})') from None
     return from_arrays(**arrays, name=path.stem, normalise=False)
 
+# %% ../nbs/07_sources.ipynb #68d55148
+def _from_npy(folder):
+    "A folder of .npy files as a raw data set; bytes stay on disk. Raises `FileNotFoundError` and `ValueError`."
+    arrays = {}
+    for name in ('x', 'y', 'group'):
+        path = folder / f'{name}.npy'
+        if name == 'group' and not path.exists(): continue
+        if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
+        try: arrays[name] = np.load(path, mmap_mode='r' if name == 'x' else None, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as e:
+            raise ValueError(f'{path}: not a readable .npy file ({_cause(e)})') from None
+    return from_arrays(**arrays, name=folder.name, normalise=False)
+
 # %% ../nbs/07_sources.ipynb #dadbd02e
 SOURCES = {  # name: torchvision's class; what it wants below its root
     'mnist': ('MNIST', 'MNIST/raw'),
@@ -306,10 +319,11 @@ def _found(name, root, download, size):
     if name == 'digits': return dict(train=_digits(), val=200, test=500)
     if name in SOURCES: return {part: _named(name, root, download, part == 'train') for part in ('train', 'test')}
     if path.suffix.lower() == '.npz': return dict(train=_from_npz(path))
+    if (path / 'x.npy').is_file(): return dict(train=_from_npy(path))
     if os.sep in name or os.path.exists(path): return _from_image_folder(path, size)
     known = ', '.join(['digits', *SOURCES, *TASKS])
-    raise ValueError(
-        f'data set {shown(name)} is unknown; known are {known}, a folder of images, an .npz file, or a table')
+    files = 'a folder (of images, or x.npy and y.npy), an .npz file, or a table'
+    raise ValueError(f'data set {shown(name)} is unknown; known are {known}, {files}')
 
 def _digits():
     from sklearn.datasets import load_digits
@@ -366,7 +380,7 @@ def _from_images(asked, *how):
 # %% ../nbs/07_sources.ipynb #cad8787d
 @_enough_memory()
 def load_data(
-    name='digits',   # 'digits', a name in `SOURCES` or `TASKS`, a folder of images, an .npz file, or a table
+    name='digits',   # 'digits', a name in `SOURCES` or `TASKS`, a folder, an .npz file, or a table
     shift=None,      # see `as_shift`; 'none' for none; None: that of the task, the minority for digits, none otherwise
     share=.1,        # share of each class that the shift touches in training and validation
     data_seed=0,     # redraws validation, training and who is in the minority, never the test images

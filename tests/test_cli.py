@@ -477,6 +477,24 @@ def test_a_terminal_without_umlauts(tmp_path):
     assert p.returncode == 0 and b'\\xfc/run' in p.stdout, p.stderr
 
 
+def test_a_dry_run_says_the_cost_and_writes_nothing(call, tmp_path):
+    npz(tmp_path/'toy.npz')
+    code, out, _ = call('distill', 'toy.npz', *QUICK, '--dry-run', '--set', 'network.width=8')
+    assert code == 0 and re.match(r'3 steps: \S+ operations, about \d+ s; 0 MB of data, and at most \d+ MB', out)
+    assert {p.name for p in tmp_path.iterdir()} == {'toy.npz'}
+    refused(call('distill', 'toy.npz', '--method', 'auto', '--dry-run'), 'need one method')
+
+
+def test_a_profile_beside_the_run(call, tmp_path):
+    npz(tmp_path/'toy.npz')
+    code, out, _ = call('distill', 'toy.npz', *QUICK, '--profile', '--out', 'run')
+    assert code == 0 and 'real side' in out and 'backward' in out
+    assert {p.name for p in (tmp_path/'run').iterdir()} == RUN_FILES | {'trace.json', 'profile.txt'}
+    call('distill', 'toy.npz', *QUICK, '--out', 'plain')
+    one, two = (load(tmp_path/k/'synthetic.safetensors') for k in ('run', 'plain'))
+    assert torch.equal(one.x, two.x)
+
+
 def test_a_backend_that_does_not_exist(tmp_path):
     npz(tmp_path/'toy.npz')
     argv = ['distill', 'toy.npz', '--method', 'kmeans', '--ipc', '1', '--device', 'cpu', '--out', 'run']
