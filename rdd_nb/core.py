@@ -66,6 +66,7 @@ def _no_memory(e):
     signs = 'allocate memory|out of memory|ALLOC_FAILED|Storage size calculation overflowed'
     return isinstance(e, MemoryError) or bool(re.search(signs, str(e)))
 
+# %% ../nbs/00_core.ipynb #c773dfe9
 @contextmanager
 def enough_memory(
     settings: str,  # what would need less, e.g. 'a smaller ipc or batch'
