@@ -1,28 +1,34 @@
 """How well a choice without group labels does: all portfolio members distilled, all criteria held against the truth.
 
     python benchmarks/auto.py --work runs/auto            # all tasks; about half an hour on one core
-    python benchmarks/auto.py --work runs/auto --only digits --minutes 8       # a slice; the same command goes on
+    python benchmarks/auto.py --work runs/auto --only digits --minutes 8       # a slice, without scores
     python benchmarks/auto.py --work runs/auto --minutes 0                     # only score what is there
 
 A piece is a task and a seed: the seed redraws training and validation data and seeds the distillations. Members are
-distilled at a quarter of their steps, as `auto.choose` does, and whole. Criteria see the answers of networks on the
-validation data; the truth are other networks on the test data. The default criterion was developed on the tasks in
-DEVELOPMENT, with their test sets in view (about 85 criteria compared); the other tasks were read once, after that.
+distilled whole and, as `auto.choose` does it, at a quarter of their steps; a piece that lacks members gets them later.
+Criteria see the answers of networks on the validation data; the truth are other networks on the test data.
+
+Criterion and portfolio were developed on the tasks in DEVELOPMENT, with their test sets in view. Those in READ_BEFORE
+had been read for an earlier criterion (`results/auto-first.json`) and were read again after the changes. The rest was
+read once, after the criterion and the portfolio had been frozen.
 """
 import itertools, json, re, time
 
 from scipy.stats import spearmanr
 
-from rdd_nb.auto import CRITERION, PORTFOLIO, Answers, Evidence, answers, distill_together, judge
-from rdd_nb.core import read_tensors, write_tensors
-from rdd_nb.evaluation import Training, evaluate
+from rdd_nb.auto import CRITERION, PORTFOLIO, Answers, Evidence, answers, choose, distill_together, judge
+from rdd_nb.core import read_json, read_tensors, write_json, write_tensors
+from rdd_nb.distill import distill
+from rdd_nb.training import Training
+from rdd_nb.evaluation import evaluate
 from rdd_nb.intervals import interval
 from rdd_nb.methods import as_method
 from rdd_nb.sources import load_data
 
-from common import options, write
+from common import commit, options, write
 
 MNIST = dict(name='mnist', share=.05, size=16, limit=2400, val=400, test=500)
+FASHION = MNIST | dict(name='fashion-mnist')
 TASKS = {
     'digits, minority': dict(name='digits', shift='minority'),
     'mnist, minority': MNIST | dict(shift='minority'),
@@ -30,12 +36,17 @@ TASKS = {
     'mnist, colour': MNIST | dict(shift='colour'),
     'digits, long tail': dict(name='digits', shift='long-tail', share=.1),
     'mnist, blur': MNIST | dict(shift='blur'),
+    'fashion, minority': FASHION | dict(shift='minority'),
+    'fashion, colour': FASHION | dict(shift='colour'),
+    'cifar, half-grey': MNIST | dict(name='cifar10', shift='half-grey'),
 }
-DEVELOPMENT = 'digits, minority', 'mnist, minority'
+DEVELOPMENT = 'digits, minority', 'mnist, colour'
+READ_BEFORE = 'mnist, minority', 'digits, blur', 'digits, long tail', 'mnist, blur'
 FREE = 'k-center', 'kmeans', 'random', 'stratified', 'herding'      # selections without a step
 SMALL = dict(batch='random(64)', network=dict(width=32))           # a quarter of the default real batch
-CHANGES = dict(digits=SMALL, mnist=SMALL | dict(steps=60))         # MNIST: 60 of 200 steps, so that two cores can
-EPOCHS = dict(digits=(60, 60), mnist=(30, 40))                     # of networks for a criterion and for the truth
+SHORT = SMALL | dict(steps=60)                                     # 60 of 200 steps, so that two cores can
+CHANGES = dict.fromkeys(('mnist', 'fashion-mnist', 'cifar10'), SHORT) | dict(digits=SMALL)
+EPOCHS = dict.fromkeys(CHANGES, (30, 40)) | dict(digits=(60, 60))  # of networks for a criterion and for the truth
 IPC = 10
 
 
@@ -48,10 +59,20 @@ def members(data, part=1):
 def piece(work, task, seed): return work / f'{task.replace(", ", "-").replace(" ", "-")}-{seed}.safetensors'
 
 
+def missing(path, data):
+    "The members and the free selections that a piece does not hold yet, and what it holds: tensors and the record."
+    tensors, about = read_tensors(path) if path.exists() else ({}, dict(auto=json.dumps(dict(truth={}))))
+    about, whole = json.loads(about['auto']), members(data)
+    new = {k: m for k, m in whole.items() if f'quarter/{k}' not in tensors or k not in about['truth']}
+    free = {k: as_method(k) for k in FREE if k not in whole and k not in about['truth']}
+    return new, free, tensors, about
+
+
 def collect(path, task, seed):
-    "Distil, train and ask; writes answers on validation data, rows of the truth, and seconds of processor time."
+    "Distil, train and ask what a piece lacks: answers on validation data, rows of the truth, seconds."
     where, (short, long) = TASKS[task], EPOCHS[TASKS[task]['name']]
     splits, seconds = load_data(**where, data_seed=seed), {}
+    new, others, tensors, about = missing(path, where['name'])
     begun = time.process_time()
 
     def lap(name):
@@ -63,34 +84,28 @@ def collect(path, task, seed):
         lap(name)
         return made
 
-    whole = members(where['name'])
-    if seed == 0:      # the unit of the price
-        together({'rdd-distance': whole['rdd-distance']}, 'one distillation')
-    short_sets = together({k: m for k, m in members(where['name'], .25).items() if m.objective}, 'a quarter, together')
-    sets = together(whole, 'whole, together')
-    free = together({k: as_method(k) for k in FREE if k not in sets}, 'free')
+    part = {k: m for k, m in members(where['name'], .25).items() if k in new}
+    short_sets = together(part, 'a quarter, together')
+    sets, free = together(new, 'whole, together'), together(others, 'free')
     recipe = Training(width=32, epochs=short)
-    tensors = {f'quarter/{k}': answers(s, splits.val, 2, recipe, seed, 'cpu').scores for k, s in short_sets.items()}
+    tensors |= {f'quarter/{k}': answers(s, splits.val, 2, recipe, seed, 'cpu').scores for k, s in short_sets.items()}
     lap('networks, a quarter')
-    tensors |= {f'whole/{k}': answers(s, splits.val, 2, recipe, seed, 'cpu').scores for k, s in sets.items()}
-    lap('networks, whole')
     truth = {k: evaluate(s, splits.test, Training(width=32, epochs=long), 2, seed, device='cpu', progress=False)
              for k, s in (sets | free).items()}
     lap('networks, truth')
-    write_tensors(path, tensors, dict(auto=json.dumps(dict(task=task, seed=seed, seconds=seconds, truth=truth))))
+    about = dict(task=task, seed=seed, truth=about['truth'] | truth,
+                 runs=about.get('runs', []) + [dict(members=list(sets | free), seconds=seconds, commit=commit())])
+    write_tensors(path, tensors, dict(auto=json.dumps(about)))
 
 
 # Scoring
 
 PIXELS, ERRORS = 'worstcluster(pixels, 8, 0.03, doubt)', 'worstcluster(errors, 16, 0.03, doubt)'
 CRITERIA = (
-    'mean', 'mean(error)', 'tail(0.05)', 'tail(0.1)', 'tail(0.2)', 'tail(0.1, doubt)', 'tail(0.1, error)',
-    'sharedtail(0.1, doubt)', 'sharedtail(0.1, error)', 'forgotten(0.1, doubt)',
-    PIXELS, ERRORS, 'worstcluster(features, 16, 0.03, doubt)', 'worstcluster(pixels, 4, 0.1, error)',
-    'worstcluster(pixels, 2, 0.1, error)', 'worstcluster(pixels, 2, 0.1, error, classes)',
-    'worstcluster(pixels, 1, 0.1, error, classes)',       # the worst classes
-    f'{PIXELS} + {ERRORS}', f'{PIXELS} + tail(0.1, doubt)', f'{PIXELS} + {ERRORS} + tail(0.1, doubt)',
-    f'{PIXELS} + sharedtail(0.1, doubt)')
+    'mean', 'mean(error)', 'tail(0.05)', 'tail(0.1)', 'tail(0.2)', 'tail(0.05, doubt)', 'tail(0.1, doubt)',
+    'sharedtail(0.05)', 'sharedtail(0.1, doubt)', PIXELS, ERRORS, 'worstcluster(losses, 4, 0.03, doubt)',
+    f'{PIXELS} + tail(0.1, doubt)',      # the default of the first study
+    *(f'mistakes({power}, 80, 3, {of})' for power in (1, 2) for of in ('loss', 'doubt')), CRITERION)
 TOLD = 'told the groups of the validation data'
 ALWAYS = tuple(f'always {k}' for k in PORTFOLIO)
 
@@ -102,45 +117,40 @@ def told(val, found):
 
 
 def scored(path):
-    "The row of one piece: truth, and the scores of all criteria on the short and on the whole sets."
+    "The row of one piece: truth, and the scores of all criteria on the sets of a quarter of the steps."
     tensors, about = read_tensors(path)
     about = json.loads(about['auto'])
     where = TASKS[about['task']]
     splits = load_data(**where, data_seed=about['seed'])
     train, val = splits.train.without_groups(), splits.val.without_groups()
-    recipe = Training(width=32, epochs=EPOCHS[where['name']][0])
-    rows = {k: about[k] for k in ('task', 'seed', 'seconds')} | dict(validation=len(val), scores={})
-    reference = None
-    for part in ('quarter', 'whole'):
-        found = {k: Answers(tensors.get(f'{part}/{k}', tensors[f'whole/{k}']), val.y) for k in PORTFOLIO}
-        e = Evidence(train, val, found, about['seed'], 'cpu', recipe)
-        if reference is not None: vars(e)['reference'] = reference
-        rows['scores'][part] = {c: judge(e, c, 20)[0] for c in CRITERIA} | {TOLD: told(splits.val, found)}
-        reference = e.reference
-    keep = 'accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy', 'group_accuracy', 'group_n'
-    rows['truth'] = {name: {k: row[k] for k in keep if k in row} for name, row in about['truth'].items()}
-    return rows
+    said = {k: Answers(tensors[f'quarter/{k}'], val.y) for k in PORTFOLIO}
+    e = Evidence(train, val, said, about['seed'], 'cpu', Training(width=32, epochs=EPOCHS[where['name']][0]))
+    scores = {c: judge(e, c, 20)[0] for c in CRITERIA} | {TOLD: told(splits.val, said)}
+    keep = 'accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy', 'group_accuracy'
+    truth = {name: {k: row[k] for k in keep} for name, row in about['truth'].items()}
+    found = {k: about[k] for k in ('task', 'seed', 'runs')}
+    return found | dict(validation=len(val), scores=scores, truth=truth)
 
 
-def outcome(row, part, rule):
+def outcome(row, rule):
     "The member that a rule chooses, and the rank correlation of its scores with the truth, or None."
     worst = {k: row['truth'][k]['worst_group_accuracy'] for k in PORTFOLIO}
     if rule in ALWAYS: return rule.removeprefix('always '), None
-    s = row['scores'][part][rule]
+    s = row['scores'][rule]
     rho = spearmanr([-s[k] for k in PORTFOLIO], list(worst.values())).statistic if len(set(s.values())) > 1 else 0.
     return min(s, key=s.get), float(rho)
 
 
-def compared(rows, part, rule, free):
+def compared(rows, rule, free):
     "What a rule does on the rows of a task: one dict of numbers for each seed."
     for row in rows:
-        truth, (name, rho) = row['truth'], outcome(row, part, rule)
+        truth, (name, rho) = row['truth'], outcome(row, rule)
         worst = truth[name]['worst_group_accuracy']
         best = max(truth[k]['worst_group_accuracy'] for k in PORTFOLIO)
-        others = [v for k, v in truth[name]['group_accuracy'].items()]
-        plain = max(truth['distribution']['group_accuracy'].values())
+        largest = max(truth['distribution']['group_accuracy'], key=truth['distribution']['group_accuracy'].get)
+        majority = truth[name]['group_accuracy'][largest] - truth['distribution']['group_accuracy'][largest]
         yield dict(chosen=name, rank_correlation=rho, worst_group_accuracy=worst, regret=best - worst,
-                   gain=worst - truth[free]['worst_group_accuracy'], majority=max(others) - plain,
+                   gain=worst - truth[free]['worst_group_accuracy'], majority=majority,
                    worst_class_group_accuracy=truth[name]['worst_class_group_accuracy'])
 
 
@@ -163,47 +173,68 @@ def over_tasks(tables, rule):
 
 
 def summary(rows, tasks):
-    "Per task and over tasks, for every rule on the short and the whole sets."
+    "Per task, and over all tasks, the development's and the others, for every rule."
     def mean(own, name): return sum(r['truth'][name]['worst_group_accuracy'] for r in own) / len(own)
     by_task = {t: own for t in tasks if (own := [r for r in rows if r['task'] == t])}
-    free, found = {t: max(FREE, key=lambda name: mean(own, name)) for t, own in by_task.items()}, {}
-    for part in ('quarter', 'whole'):
-        tables = {t: {rule: list(compared(own, part, rule, free[t])) for rule in (*CRITERIA, TOLD, *ALWAYS)}
-                  for t, own in by_task.items()}
-        found[part] = dict(tasks={t: {rule: over_seeds(f) for rule, f in table.items()} for t, table in tables.items()},
-                           mean={rule: over_tasks(tables, rule) for rule in (*CRITERIA, TOLD, *ALWAYS)})
-    return dict(best_free=free, **found)
+    free = {t: max(FREE, key=lambda name: mean(own, name)) for t, own in by_task.items()}
+    rules = *CRITERIA, TOLD, *ALWAYS
+    tables = {t: {rule: list(compared(own, rule, free[t])) for rule in rules} for t, own in by_task.items()}
+    parts = dict(all=list(tables), development=[t for t in tables if t in DEVELOPMENT],
+                 others=[t for t in tables if t not in DEVELOPMENT],
+                 unread=[t for t in tables if t not in DEVELOPMENT + READ_BEFORE])
+    means = {part: {rule: over_tasks({t: tables[t] for t in own}, rule) for rule in rules}
+             for part, own in parts.items() if own}
+    return dict(best_free=free, tasks={t: {r: over_seeds(f) for r, f in table.items()} for t, table in tables.items()},
+                mean=means)
 
 
-def show(part):
+def show(means):
     "Rules in the order of their mean regret."
-    for rule, m in sorted(part['mean'].items(), key=lambda f: f[1]['regret']['mean']):
+    for rule, m in sorted(means.items(), key=lambda f: f[1]['regret']['mean']):
         rho = f'{m["rank_correlation"]["mean"]:6.2f}' if 'rank_correlation' in m else ''
-        print(f'{rule:96}{rho:>6} regret {m["regret"]["mean"]:.3f} gain {m["gain"]["mean"]:+.3f} '
+        print(f'{rule:70}{rho:>6} regret {m["regret"]["mean"]:.3f} gain {m["gain"]["mean"]:+.3f} '
               f'least {m["least_gain"]:+.3f} ({m["least_gain_on"]})')
+
+
+def price():
+    "Processor seconds of a choice and of one distillation of the default method on the digits, in one run."
+    splits, seconds = load_data('digits'), {}
+    for name, make in [('choice', lambda: choose(splits.train, splits.val, IPC, device='cpu', progress=False)),
+                       ('one distillation', lambda: distill(splits.train, 'rdd-distance', IPC, device='cpu',
+                                                            progress=False))]:
+        begun = time.process_time()
+        make()
+        seconds[name] = round(time.process_time() - begun, 2)
+    return seconds | dict(ratio=round(seconds['choice'] / seconds['one distillation'], 2))
 
 
 def main():
     parser = options('auto', __doc__, 3, work=True)
-    parser.add_argument('--development', action='store_true', help='score only the tasks of the development')
+    parser.add_argument('--development', action='store_true', help='only the tasks of the development')
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    stop = time.perf_counter() + 60 * args.minutes
-    for tasks in (DEVELOPMENT, [t for t in TASKS if t not in DEVELOPMENT]):
-        for seed, task in itertools.product(range(args.seeds), tasks):
-            path = piece(args.work, task, seed)
-            if path.exists() or not re.search(args.only, task) or time.perf_counter() > stop: continue
+    stop, tasks = time.perf_counter() + 60 * args.minutes, DEVELOPMENT if args.development else tuple(TASKS)
+    for seed, task in itertools.product(range(args.seeds), tasks):
+        path = piece(args.work, task, seed)
+        if not re.search(args.only, task) or time.perf_counter() > stop: continue
+        if any(missing(path, TASKS[task]['name'])[:2]):
             collect(path, task, seed)
-            print(task, seed, json.loads(read_tensors(path)[1]['auto'])['seconds'], flush=True)
-    tasks = DEVELOPMENT if args.development else tuple(TASKS)
-    rows = [scored(p) for t in tasks for s in range(args.seeds) if (p := piece(args.work, t, s)).exists()]
+            print(task, seed, json.loads(read_tensors(path)[1]['auto'])['runs'][-1]['seconds'], flush=True)
+    if 0 < args.minutes < float('inf'): return
+    paths = {(t, s): piece(args.work, t, s) for t in tasks for s in range(args.seeds)}
+    whole = {k for k, p in paths.items() if not any(missing(p, TASKS[k[0]]['name'])[:2])}
     command = 'python benchmarks/auto.py --work runs/auto --only'
-    missing = [f'{command} "{t}"' for t in tasks if sum(r['task'] == t for r in rows) < args.seeds]
-    found = summary(rows, tasks)
+    not_run = [f'{command} "{t}"' for t in tasks if any((t, s) not in whole for s in range(args.seeds))]
+    rows = [scored(p) for k, p in paths.items() if k in whole]
+    found, cost = summary(rows, tasks), args.work/'price.json'
+    if not cost.exists() and time.perf_counter() < stop: write_json(cost, price())
     settings = {d: {k: m.describe() for k, m in members(d).items()} for d in CHANGES}
-    write(args.out, criterion=CRITERION, development=DEVELOPMENT, tasks=TASKS, ipc=IPC, epochs=EPOCHS, members=settings,
-          not_run=missing, rows=rows, summary=found)
-    show(found['quarter'])
+    write(args.out, criterion=CRITERION, development=DEVELOPMENT, read_before=READ_BEFORE, tasks=TASKS, ipc=IPC,
+          epochs=EPOCHS, members=settings, not_run=not_run, price=read_json(cost) if cost.exists() else None, rows=rows,
+          summary=found)
+    for part, means in found['mean'].items():
+        print(part)
+        show(means)
 
 
 if __name__ == '__main__': main()

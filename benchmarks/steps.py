@@ -1,13 +1,14 @@
-"""Steps per second and peak memory of plain matching and of RDD, beside a plain eager loop in the style of published code.
+"""Steps per second and peak memory of plain matching and of RDD, beside an eager loop as in published code.
 
     # writes benchmarks/results/steps-cpu.json, some minutes
     OMP_NUM_THREADS=1 python benchmarks/steps.py
     python benchmarks/steps.py --device cuda                       # writes benchmarks/results/steps-cuda.json
     python benchmarks/steps.py --sizes digits --seconds 2          # a quick look
 
-The published loops go class by class: real batch, gradient; synthetic batch, gradient with graph; layer by layer and row by
-row the distance; one backward pass at the end. They are written again here in that style and timed in turns with ours, on
-random pixels and the same network, batch and number of synthetic images. Networks are not trained in between.
+The published loops go class by class: real batch, gradient; synthetic batch, gradient with graph; layer by layer and
+row by row the distance; one backward pass at the end. They are written again here in that style and timed in turns
+with ours, on random pixels and the same network, batch and number of synthetic images. Networks are not trained in
+between.
 """
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -89,7 +90,7 @@ def fastest(steps, device, seconds):
 
 
 def peak(size, name, device):
-    "Memory in MB that the first step of one contestant needs; in a process of its own, since a process keeps what it once had."
+    "Memory in MB that the first step of one contestant needs; a process keeps what it had, so each has its own."
     if device == 'cpu': torch.set_num_threads(1)
     shape, width, batch = SIZES[size]
     step = contestants(shape, width, batch, device)[name]
@@ -117,7 +118,7 @@ def main():
             rows.append(dict(size=size, shape=shape, width=width, batch=batch, ipc=IPC, method=name, seconds=best[name],
                              steps_per_second=1 / best[name], to_eager=best[name] / base, peak_mb=round(mb, 1)))
             print(
-                f"{size:7} {name:19} {1 / best[name]:8.2f} steps/s   time / eager {best[name] / base:5.2f}   peak {mb:7.1f} MB",
+                f"{size:7} {name:19} {1 / best[name]:8.2f} steps/s   time / eager {best[name] / base:5.2f}   {mb:7.1f} MB",
                 flush=True)
     write(args.out, config=dict(device=args.device, threads=torch.get_num_threads(), seconds=args.seconds), rows=rows)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPACES', 'by_class', 'Assignment', 'Clustering', 'NearestClustering', 'space_features', 'KMeansClustering',
-           'SklearnClustering', 'GivenClustering', 'GroupClustering']
+           'BalancedSelection', 'SklearnClustering', 'GivenClustering', 'GroupClustering']
 
 # %% ../nbs/20_clustering.ipynb #dcf0d44a
 import hashlib, os
@@ -14,7 +14,7 @@ import sklearn.base, sklearn.cluster
 import torch
 from torch import Tensor
 import torch.nn.functional as F
-from .coresets import class_kmeans_ids
+from .coresets import Selection, class_kmeans_ids, class_medoids
 from .kmeans import assign_nearest
 from .models import in_chunks
 from .parts import Part, Setup, one_of, shown, whole
@@ -68,7 +68,7 @@ class NearestClustering(Clustering, names=('nearest',)):
         return Assignment(classes, ids, torch.arange(len(classes), device=classes.device))
 
 # %% ../nbs/20_clustering.ipynb #bf1be134
-SPACES = 'pixels', 'features', 'errors'
+SPACES = 'pixels', 'features', 'errors', 'losses'
 
 def space_features(d: Setup, space, steps): # (n, ...), a tensor or `rdd_nb.rows.Rows`
     "The real samples as `space` shows them: themselves, or through a network trained for `steps` updates on them."
@@ -78,7 +78,9 @@ def space_features(d: Setup, space, steps): # (n, ...), a tensor or `rdd_nb.rows
     d.train(net, steps, 'cells', lr=.02, plain=True)
     features = torch.no_grad()(lambda x: in_chunks(net.eval().features, x).flatten(1))
     if space == 'features': return d.x.map(features) if isinstance(d.x, Rows) else features(d.x)
-    with torch.no_grad(): return in_chunks(net.eval(), d.x).softmax(1) - F.one_hot(d.y, d.n_classes)
+    with torch.no_grad(): scores = in_chunks(net.eval(), d.x)
+    if space == 'losses': return F.cross_entropy(scores, d.y, reduction='none')[:, None]
+    return scores.softmax(1) - F.one_hot(d.y, d.n_classes)
 
 def _space(space, steps):
     "The space and the updates of its network, checked together."
@@ -98,12 +100,44 @@ class KMeansClustering(_InSpace, names=('kmeans',)):
     "k-means clusters of each class."
     def __init__(self,
                  k=None,          # clusters of each class; None: as many as samples to start from
-                 space='pixels',  # 'pixels', or 'features' or 'errors' of a network trained for a moment
+                 space='pixels',  # 'pixels', or 'features', 'errors' or 'losses' of a network trained for a moment
                  steps=None,      # updates of that network; None: 80
                 ):
         self.k, (self.space, self.steps) = k if k is None else whole('k', k), _space(space, steps)
 
     def label(self, d): return class_kmeans_ids(d.x, d.y, self.k or d.ipc, d.seed, self.seen(d), d.n_classes)
+
+# %% ../nbs/20_clustering.ipynb #9931b2c0
+def _shared_out(sizes, n):
+    "How many of `n` samples each of several clusters gives: as equally many as there are."
+    given, left = [0] * len(sizes), n
+    for j, i in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        given[i] = min(sizes[i], left // (len(sizes) - j))
+        left -= given[i]
+    return given
+
+class BalancedSelection(Selection, names=('balanced',)):
+    "Medoids of each class, equally many of each of its k-means clusters."
+    def __init__(self,
+                 k=2,             # clusters of each class
+                 space='losses',  # where they are sought, as for `KMeansClustering`
+                 steps=None,      # updates of the network; None: 40
+                ):
+        self.clustering = KMeansClustering(k, space, 40 if steps is None and space != 'pixels' else steps)
+        self.k, self.space, self.steps = k, space, steps
+
+    @property
+    def uses_network(self): return self.clustering.uses_network
+
+    def rows(self, d):
+        ids, chosen = self.clustering.begin(d).ids, []
+        for c in range(d.n_classes):
+            parts = [torch.where(ids == i)[0] for i in ids[d.y == c].unique()]
+            for rows, n in zip(parts, _shared_out([len(p) for p in parts], d.ipc)):
+                if not n: continue
+                medoids = class_medoids(d.x[rows], torch.zeros_like(rows), n, (d.seed, c))
+                chosen.append(rows[medoids.to(rows.device)])
+        return torch.cat(chosen)
 
 # %% ../nbs/20_clustering.ipynb #dcf7dd0b
 def _clusterer(estimator, options):

@@ -29,6 +29,7 @@ from .models import make_model
 from .parts import Setup, shown, whole
 from .profiling import watch, write_profile
 from .synthetic import SyntheticDataset, load, save, save_png
+from .tabular import frame_of
 
 # %% ../nbs/45_distill.ipynb #2bf89391
 class Distiller:
@@ -43,7 +44,7 @@ class Distiller:
         progress: bool = False,
     ):
         self.method, self.ipc, self.seed, self.device = method, ipc, seed, pick_device(device)
-        self.x, self.y = data.samples(self.device), data.y.to(self.device)
+        self.x, self.y, self.table = data.samples(self.device), data.y.to(self.device), data.table
         self.shape, self.n_classes = tuple(self.x.shape[1:]), data.n_classes
         self.members = [torch.where(data.y == c)[0].cpu() for c in range(self.n_classes)]
         self.weight = torch.zeros(len(self.y), device=self.device)      # what the risk gave to each real sample so far
@@ -243,9 +244,14 @@ def load_state_dict(self: Distiller, state):
 
 # %% ../nbs/45_distill.ipynb #644b71d9
 @patch
+def _legal(self: Distiller, x):
+    "Rows of a table as a table can hold them; other samples as they are."
+    return x if self.table is None else torch.as_tensor(self.table.snap(x.cpu().numpy())).to(x)
+
+@patch
 def result(self: Distiller, provenance=None, mean=None, std=None, classes=None) -> SyntheticDataset:
     "The synthetic data set as it stands."
-    m, images = self.method, self.images
+    m, images = self.method, self._legal(self.images)
     ids = assign_nearest(self.x, images, self.y, self.sy)[0]
     def share(t):
         each = torch.zeros(len(self.sy), device=self.device).index_add_(0, ids, t)
@@ -255,7 +261,8 @@ def result(self: Distiller, provenance=None, mean=None, std=None, classes=None) 
     soft = self.soft() if m.labels.learned else m.labels.final(self.setup, images)
     labels = len(self.sy) if soft is None else 4 * soft.numel()
     provenance = (provenance or {}) | dict(bytes=4 * self.stored.numbers + labels, sees_groups=m.sees_groups)
-    return SyntheticDataset(images, self.sy, mean, std, classes, self.initial, mass, weight, provenance, soft)
+    return SyntheticDataset(images, self.sy, mean, std, classes, self.initial, mass, weight, provenance, soft,
+                            self.table)
 
 # %% ../nbs/45_distill.ipynb #640c3a90
 def _check_groups(data, method):
@@ -273,8 +280,9 @@ def check_inputs(
     if not isinstance(data, GroupedDataset):
         made = 'rdd_nb.data.from_arrays(x, y) makes one'
         raise ValueError(f'data is a {type(data).__name__}, expected a GroupedDataset; {made}')
-    if data.stored.ndim != 4:
-        raise ValueError(f'data has samples of shape {tuple(data.stored.shape[1:])}: expected images (C, H, W)')
+    if data.stored.ndim == 2 and (method.augment or method.network.mix):
+        what = f'augment={shown(method.augment)}' if method.augment else f'network.mix={method.network.mix}'
+        raise ValueError(f'{what}: made for images, not for rows of a table')
     need, counts = whole('ipc', ipc) * method.prior.per_sample, torch.bincount(data.y, minlength=data.n_classes)
     name, fewest = printable(data.classes[int(counts.argmin())]), int(counts.min())
     if fewest == 0: raise ValueError(f'class {name} of the data set has no samples')
@@ -373,11 +381,16 @@ def finish(self: _Folder, run, s):
     "Write the result."
     self.claim()
     self.write_metrics(run.history)
+    if s.x.dim() == 4: self.draw(s)
+    if s.table is not None: atomic_write(self.out/'synthetic.csv', lambda p: frame_of(s).to_csv(p, index=False))
+    save(s, self.done)                                # last: a run with a result has all its files
+    self.checkpoint.unlink(missing_ok=True)
+
+@patch
+def draw(self: _Folder, s):
     try: save_png(s, self.out/'images.png')
     except (ValueError, RuntimeError) as e:
         warnings.warn(f'{printable(self.out)}/images.png was not drawn ({type(e).__name__})')
-    save(s, self.done)                                # last: a run with a result has all its files
-    self.checkpoint.unlink(missing_ok=True)
 
 @patch
 def clear(self: _Folder):

@@ -290,6 +290,8 @@ for _name, _start, _text, _cite in [
     ('k-center', 'kcenter', 'Real images that are each farthest from those before.',
      'Gonzalez 1985; Sener and Savarese 2018'),
     ('kmeans', 'kmeans', 'The real images nearest to the k-means centres of each class.', ''),
+    ('loss-balanced', 'balanced', 'Real images, as many that a briefly trained network finds hard as easy ones.',
+     'after just-train-twice, Liu et al. 2021'),
     ('group-balanced', 'groups', 'Random real images, equally many of each group. Sees group labels.', ''),
 ]:    name_method(_name, Method(start=_start), _text, cite=_cite)
 
@@ -354,6 +356,14 @@ name_method(
     'Distribution matching with one distance for each cluster, and mean + CVaR of these distances.', 'distribution',
     f'after {_RDD}')
 
+# %% ../nbs/44_methods.ipynb #afab71fd
+name_method(
+    'rdd-hard',
+    dataclasses.replace(_DISTRIBUTION, start='balanced', base='density', clustering='kmeans(2, losses, 40)',
+                        risk='mean', risk_at='distance'),
+    'From as many hard images as easy ones; the hard and the easy samples have the same weight, sparse regions more.',
+    'distribution', 'after FairDD, NeurIPS 2025, and just-train-twice, Liu et al. 2021')
+
 # %% ../nbs/44_methods.ipynb #2a6eeaf9
 name_method('density', dataclasses.replace(_DISTRIBUTION, base='density'),
             'Distribution matching with more weight where real samples are sparse.', 'distribution',
@@ -365,6 +375,14 @@ name_method('cobra',
             dataclasses.replace(_DISTRIBUTION, risk='twolevel(mean, mean)', risk_at='target', clustering='groups'),
             'The uniform average of the true groups as target. Sees group labels.', 'distribution',
             'in the form of COBRA, arXiv 2605.00185')
+
+# %% ../nbs/44_methods.ipynb #cf999c5f
+_ROWS = Method('mmd', start='stratified', batch='random(256)', prior='quantiles', **_ADAM)
+name_method('rows', _ROWS, 'Kernel means agree with those of the real rows of a table; every value is one that occurs.',
+            cite='Gretton et al. 2012')
+name_method('rdd-rows', dataclasses.replace(_ROWS, start='kmeans', risk_at='target', clustering='kmeans(4, errors)',
+                                            risk='twolevel(mean, mean)'),
+            'The same from k-means medoids, where clusters of errors weigh the same.', 'rows', f'after {_RDD}')
 
 # %% ../nbs/44_methods.ipynb #5b67a687
 def _settled(fields, said):

@@ -53,6 +53,7 @@ class _Model(torch.nn.Module):
 # %% ../nbs/60_surrogates.ipynb #fe0ce321
 class NotApplicable(ValueError): "A surrogate that a task does not admit."
 
+# %% ../nbs/60_surrogates.ipynb #f3c51b0a
 class Surrogate:
     "Something to minimise instead of a task's objective; a new one defines `prepare` and `distance`."
     weighted = False  # whether it honours the weights of a small set
@@ -154,6 +155,7 @@ def _train(self: Shipped, net, steps, *keys, lr):
             (w * F.cross_entropy(net(x), y, reduction='none')).sum().backward()
             optimiser.step()
 
+# %% ../nbs/60_surrogates.ipynb #e2b5d114
 @patch
 def _taught(self: Shipped, learner, theta):
     ready, f = copy.copy(self.objective), learner.features(self.task.train.x)
@@ -194,6 +196,7 @@ class TrainingLoss(Surrogate):
         losses = learner.criterion(learner.predict(learner.fit(*small), real.x), real.y)
         return by_environment(losses, None, real.weights)[0]
 
+# %% ../nbs/60_surrogates.ipynb #5504f90a
 class Exact(Surrogate):
     "The task's objective on the training sample."
     weighted = True
@@ -207,6 +210,7 @@ _NAMES = 'distribution moments mmd characteristic gradient gradient(l2) batchnor
 SURROGATES = {name: partial(Shipped, name + _SETTINGS.get(name, '')) for name in _NAMES} | {
     'quantisation': Quantisation, 'parameters': Parameters, 'training loss': TrainingLoss, 'exact': Exact}
 
+# %% ../nbs/60_surrogates.ipynb #605f72f0
 def surrogates(
     task: Task,
     seed=0,  # of networks and random frequencies

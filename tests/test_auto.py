@@ -9,7 +9,7 @@ from rdd_nb import auto
 from rdd_nb.auto import PORTFOLIO, Answers, Criterion, Evidence, choose, distill_auto, distill_together, hold_out, judge
 from rdd_nb.data import GroupedDataset, overlap
 from rdd_nb.distill import distill
-from rdd_nb.evaluation import Training
+from rdd_nb.training import Training
 from rdd_nb.methods import METHODS, as_method
 from rdd_nb.sources import load_data
 
@@ -73,7 +73,7 @@ def test_groups_change_nothing(splits):
     assert with_groups.name == without.name and with_groups.asked == without.asked
 
 
-@pytest.mark.parametrize('criterion', ['tail', 'sharedtail', 'forgotten', 'worstcluster', 'worstcluster(features)'])
+@pytest.mark.parametrize('criterion', ['tail', 'sharedtail', 'mistakes(2, 3, 1)', 'worstcluster', 'worstcluster(features)'])
 def test_criteria_are_not_shown_groups(splits, criterion, monkeypatch):
     seen = []
 
@@ -128,6 +128,38 @@ def test_the_shared_tail_looks_at_the_same_samples():
     scores[0, 0, 0, 1], scores[1, 0, 1, 1], scores[:, 0, 2, 1] = 3, 3, 2       # own failures, and one of both
     found, _, _ = judge(evidence(dict(A=scores[0], B=scores[1]), y), 'sharedtail(0.1)')
     assert found['A'] == found['B'] == pytest.approx(np.log(1 + np.exp(2)))
+
+
+def test_mistakes_weigh_by_the_loss_of_the_early_networks(splits):
+    train, val = splits
+    class Early(torch.nn.Module):
+        "Knows class 0 and confuses the others."
+        def __init__(self, sure): super().__init__(); self.sure = torch.nn.Parameter(torch.tensor([sure, 0., 0.]))
+        def forward(self, x): return self.sure.expand(len(x), 3)
+
+    right = torch.nn.functional.one_hot(val.y, 3).double() * 9
+    a, b = right.clone(), right.clone()
+    a[val.y == 1] = 0           # A fails where the early networks fail, B where they do not
+    b[val.y == 0] = 0
+    e = evidence(dict(A=a[None].numpy(), B=b[None].numpy()), val.y, splits)
+    e.kept |= {(80, k): Early(s) for k, s in enumerate((2., 3., 4.))}
+    assert judge(e, 'mean')[0]['A'] == pytest.approx(judge(e, 'mean')[0]['B'], rel=.2)
+    found = {power: judge(e, f'mistakes({power}, of=doubt)')[0] for power in (1, 2)}
+    assert found[1]['A'] > 2 * found[1]['B'] and found[2]['A'] / found[2]['B'] > found[1]['A'] / found[1]['B']
+    early = torch.stack([e.kept[80, k](val.x).detach() for k in range(3)]).log_softmax(2)
+    w = -early[:, torch.arange(len(val)), val.y].mean(0).double()
+    by_hand = (w * e.answers['A'].measured('doubt')).sum() / w.sum()
+    assert found[1]['A'] == pytest.approx(float(by_hand), rel=1e-5)
+    assert judge(e, 'mistakes(0)')[0]['A'] == pytest.approx(judge(e, 'mean')[0]['A'])
+
+
+def test_the_early_networks_see_training_data_only(splits):
+    train, val = splits
+    e, other = Evidence(train, val, {}), Evidence(train, val.subset([0, 1, 2]), {})
+    one, same, next_one = e.reference(3, 0), other.reference(3, 0), e.reference(3, 1)
+    assert e.reference(3, 0) is one
+    for p, q, r in zip(*(n.state_dict().values() for n in (one, same, next_one))): assert torch.equal(p, q)
+    assert not all(torch.equal(p, r) for p, r in zip(one.parameters(), next_one.parameters()))
 
 
 def test_the_worst_cluster_is_fitted_on_training_data_only(splits):

@@ -22,7 +22,7 @@ from rdd_nb.sources import load_data
 from rdd_nb.cli import COMMANDS, main, parser
 from rdd_nb.commands import DEMO
 from rdd_nb.methods import METHODS
-from rdd_nb.evaluation import Training, train
+from rdd_nb.training import Training, train
 from rdd_nb.synthetic import SyntheticDataset, load, save
 
 NAMES = ['random', 'k-center', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance',
