@@ -88,6 +88,7 @@ def chunk(
     "How much to take at a time: `size`, or an eighth of it after memory ran out once."
     return max(1, size // _divisor[0])
 
+# %% ../nbs/00_core.ipynb #e4525786
 def within_memory(
     f,              # a function without arguments that may run a second time
     settings: str,  # as for `enough_memory`
