@@ -14,7 +14,7 @@ import torch
 from rdd_nb.core import Cost, generator, read_json
 from rdd_nb.data import from_arrays
 from rdd_nb.distill import Distiller
-from rdd_nb.evaluation import Training, train
+from rdd_nb.training import Training, train
 from rdd_nb.methods import as_method
 
 from common import Rows, TimeIsUp, options, write
