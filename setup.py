@@ -14,17 +14,19 @@ package = cfg['lib_path']
 readme = root/'README.md'
 
 
-class BuildWithTutorials(build_py):
-    "Put the tutorials into the wheel as `rdd_nb/tutorials`; in the repository they stay in one place, `nbs/tutorials`."
+class BuildWithLessons(build_py):
+    """Put the tutorials and the students' versions of the assignments into the wheel, as `rdd_nb/tutorials` and
+    `rdd_nb/assignments`; in the repository they stay in one place. Solutions of assignments never get there."""
     def run(self):
         super().run()
         if self.editable_mode: return
-        source = root/cfg['nbs_path']/'tutorials'
-        for notebook in sorted(source.rglob('*.ipynb')):
-            if '.ipynb_checkpoints' in notebook.parts: continue
-            target = Path(self.build_lib)/package/'tutorials'/notebook.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(notebook, target)
+        for folder, place in dict(tutorials='tutorials', assignments='assignments/release').items():
+            source = root/cfg['nbs_path']/place
+            for notebook in sorted(source.rglob('*.ipynb')):
+                if '.ipynb_checkpoints' in notebook.parts: continue
+                target = Path(self.build_lib)/package/folder/notebook.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(notebook, target)
 
 
 setup(
@@ -46,6 +48,6 @@ setup(
     extras_require={'dev': shlex.split(cfg['dev_requirements'])},
     entry_points={'console_scripts': [line.strip() for line in cfg['console_scripts'].splitlines() if line.strip()],
                   'nbdev': [f'{package}={package}._modidx:d']},
-    cmdclass={'build_py': BuildWithTutorials},
+    cmdclass={'build_py': BuildWithLessons},
     zip_safe=False,
 )

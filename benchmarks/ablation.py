@@ -8,7 +8,8 @@ data, networks and real batches, so that they are paired. The test set was in vi
 import itertools, re, time
 
 from rdd_nb.auto import distill_together
-from rdd_nb.evaluation import Training, evaluate
+from rdd_nb.training import Training
+from rdd_nb.evaluation import evaluate
 from rdd_nb.intervals import interval
 from rdd_nb.methods import as_method
 from rdd_nb.sources import load_data

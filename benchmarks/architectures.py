@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from rdd_nb.sources import load_data
 from rdd_nb.core import read_json, versions, write_json
 from rdd_nb.distill import distill
-from rdd_nb.evaluation import ARCHITECTURES, Training, evaluate_architectures
+from rdd_nb.training import Training
+from rdd_nb.evaluation import ARCHITECTURES, evaluate_architectures
 from rdd_nb.intervals import interval
 
 from common import commit

@@ -19,7 +19,8 @@ from scipy.stats import spearmanr
 from rdd_nb.auto import CRITERION, PORTFOLIO, Answers, Evidence, answers, choose, distill_together, judge
 from rdd_nb.core import read_json, read_tensors, write_json, write_tensors
 from rdd_nb.distill import distill
-from rdd_nb.evaluation import Training, evaluate
+from rdd_nb.training import Training
+from rdd_nb.evaluation import evaluate
 from rdd_nb.intervals import interval
 from rdd_nb.methods import as_method
 from rdd_nb.sources import load_data

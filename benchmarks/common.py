@@ -20,7 +20,7 @@ def commit():
 
 
 def options(name, description, seeds=None, work=False):
-    "A parser with `--out`, and on request `--seeds`, and `--work`, `--only` and `--minutes` for what is done in slices."
+    "A parser with `--out`; on request `--seeds`, and `--work`, `--only`, `--minutes` for work in slices."
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument('--out', type=Path, default=RESULTS / f'{name}.json', help='result file (default: %(default)s)')
     if seeds: parser.add_argument('--seeds', type=int, default=seeds, help='how many (default: %(default)s)')

@@ -2,16 +2,16 @@
 
     python benchmarks/digits.py        # writes benchmarks/results/digits.json; about ten minutes on two cores
 
-Beside the methods of `rdd-nb demo` it has the ablations that tell the parts apart: clusters without a risk, the paper's cells
-around the synthetic images, the true groups in place of clusters (an upper row that uses labels), and training on all real
-images under mean + CVaR.
+Beside the methods of `rdd-nb demo` it has the ablations that tell the parts apart: clusters without a risk, the
+paper's cells around the synthetic images, the true groups in place of clusters (an upper row that uses labels), and
+training on all real images under mean + CVaR.
 """
 import tempfile
 from pathlib import Path
 
 from rdd_nb.compare import compare
 from rdd_nb.core import write_json
-from rdd_nb.evaluation import Training
+from rdd_nb.training import Training
 from rdd_nb.methods import METHODS, as_method
 from rdd_nb.sources import load_data
 

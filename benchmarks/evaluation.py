@@ -21,7 +21,8 @@ from rdd_nb.sources import load_data
 from rdd_nb.coresets import class_medoids
 from rdd_nb.core import generator, read_json, versions, write_json
 from rdd_nb.data import GroupedDataset
-from rdd_nb.evaluation import Training, evaluate, predict, train, train_together
+from rdd_nb.training import Training, predict, train, train_together
+from rdd_nb.evaluation import evaluate
 from rdd_nb.models import HalfSize
 
 from common import commit

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from rdd_nb.sources import load_data
 from rdd_nb.core import read_json, versions, write_json
-from rdd_nb.evaluation import Training, evaluate
+from rdd_nb.training import Training
+from rdd_nb.evaluation import evaluate
 from rdd_nb.foreign import read_runs
 
 from common import commit

@@ -1,14 +1,14 @@
-"""Where does the risk help? Families of distillation x risks x places, on the digits with a hidden minority and on coloured MNIST.
+"""Where does the risk help? Families of distillation x risks x places, on digits and on coloured MNIST.
 
     # writes benchmarks/results/grid.json; more than an hour on one core
     python benchmarks/grid.py --work grid
-    python benchmarks/grid.py --work grid --minutes 5 --only "digits/DM"    # a slice; rows that are there are not computed again
+    python benchmarks/grid.py --work grid --minutes 5 --only "digits/DM"    # a slice; finished rows stay
 
-Rows are named `family, risk, place`. Step sizes are chosen on validation data (for the digits shown in both looks as in
-tune.py), one for each place, with the uniform risk standing for all; KRR and MTT keep those of `METHODS`. Then the seeds are
-run and the test set is read once. Plain rows, rows with the true groups and baselines stand beside them. A row is known by
-those of its settings that are not the defaults of `Method`; rows that tune.py and digits.py have measured with the same
-settings are taken from there. Coloured MNIST needs the environment variable RDD_NB_DATA.
+Rows are named `family, risk, place`. Step sizes are chosen on validation data (for the digits shown in both looks as
+in tune.py), one for each place, with the uniform risk standing for all; KRR and MTT keep those of `METHODS`. Then the
+seeds are run and the test set is read once. Plain rows, rows with the true groups and baselines stand beside them. A
+row is known by those of its settings that are not the defaults of `Method`; rows that tune.py and digits.py have
+measured with the same settings are taken from there. Coloured MNIST needs the environment variable RDD_NB_DATA.
 """
 import json, re
 from dataclasses import dataclass, replace
@@ -21,7 +21,8 @@ from rdd_nb.compare import FULL
 from rdd_nb.core import generator, read_json
 from rdd_nb.data import Splits
 from rdd_nb.distill import distill
-from rdd_nb.evaluation import Training, evaluate, fit_clusters
+from rdd_nb.training import Training
+from rdd_nb.evaluation import evaluate, fit_clusters
 from rdd_nb.intervals import paired, summarise
 from rdd_nb.methods import METHODS, Method, as_method
 from rdd_nb.sources import load_data
@@ -96,7 +97,7 @@ def clusters(name):
 
 
 def variant(family, risk, place, lr):
-    "The family's method with a risk at a place; risk None: the plain one, with trained networks at the place 'network'."
+    "The family's method with a risk at a place; risk None: plain, with trained networks at the place 'network'."
     trained = dict(network=family.trained) if place == 'network' and family.trained else {}
     m = as_method(family.plain, lr=lr, **trained)
     if risk is None: return m
@@ -155,7 +156,7 @@ def run(name, method, set_name, on, seed):
 
 
 def known():
-    "Rows that tune.py and digits.py have measured with the same settings, data and training: {(set, on, settings or name, seed): row}."
+    "What tune.py and digits.py measured under the same settings: {(set, on, settings or name, seed): row}."
     tuned = read_json(RESULTS / 'tune.json')['rows']
     found = {('digits', 'val', settings(as_method(r['method'], **r['setting'])), r['seed']): r for r in tuned}
     main = read_json(RESULTS / 'digits.json')

@@ -3,7 +3,8 @@
     python benchmarks/identity.py --write   # keep the hashes of today's images in benchmarks/results/identity.json
     python benchmarks/identity.py           # compare with the hashes that are kept
 
-Floating-point sums differ between processors, thread counts and releases of torch, so hashes are only compared where these agree.
+Floating-point sums differ between processors, thread counts and releases of torch, so hashes are only compared where
+these agree.
 """
 import argparse, hashlib, os, platform
 from pathlib import Path

@@ -1,13 +1,14 @@
-"""How well do clusters find groups that nobody has labelled? One table for several feature spaces, on digits and on a coloured MNIST.
+"""How well do clusters find groups that nobody has labelled? Several feature spaces, digits and coloured MNIST.
 
     # a few minutes, writes benchmarks/results/latent_groups.json
     OMP_NUM_THREADS=1 python benchmarks/latent_groups.py
 
-The data are training sets with a planted minority (`rdd_nb.sources.load_data`). Group labels are used for the scores only. Samples are clustered inside each class. Feature
-spaces: pixels; a ConvNet that has just been initialised; the same after training (George, Sohoni et al. 2020, clusters in such features), early and late;
-gradients of the loss with respect to the scores and to the last layer; the loss itself. Two methods that make two groups without clustering: errors of an early
-network (the first stage of JTT, Liu et al. 2021) and environment inference (EIIL, Creager et al. 2021). MNIST is looked for where `RDD_NB_DATA` says; without it
-there are only digits.
+The data are training sets with a planted minority (`rdd_nb.sources.load_data`). Group labels are used for the scores
+only. Samples are clustered inside each class. Feature spaces: pixels; a ConvNet that has just been initialised; the
+same after training (George, Sohoni et al. 2020, clusters in such features), early and late; gradients of the loss
+with respect to the scores and to the last layer; the loss itself. Two methods that make two groups without
+clustering: errors of an early network (the first stage of JTT, Liu et al. 2021) and environment inference (EIIL,
+Creager et al. 2021). MNIST is looked for where `RDD_NB_DATA` says; without it there are only digits.
 """
 import argparse
 import os
@@ -68,7 +69,7 @@ def mistakes(net, data):
 
 
 def environments(net, data, steps=400):
-    "EIIL: two soft environments that maximise the IRM penalty of the network, then cut at one half. The penalty needs only one number per sample."
+    "EIIL: two soft environments that maximise the IRM penalty of the network, then cut at one half."
     scores = outputs(net, data)[1]
     with torch.enable_grad():
         scale = torch.ones(len(scores), 1, requires_grad=True)
@@ -87,8 +88,9 @@ def environments(net, data, steps=400):
 
 
 def score(ids, y, group):
-    """Means over classes of: adjusted Rand index against the groups; purity, the share of samples in their cluster's commonest group; recall, the share of
-    minority samples in clusters where they are more than half; precision, the share of the minority in those clusters (None without such clusters)."""
+    """Means over classes of: adjusted Rand index against the groups; purity, the share of samples in their cluster's
+    commonest group; recall, the share of minority samples in clusters where they are more than half; precision, the
+    share of the minority in those clusters (None without such clusters)."""
     rows = []
     for c in y.unique().tolist():
         i, g = ids[y == c], group[y == c]

@@ -1,18 +1,21 @@
-"""Priors at equal bytes: the digits with a hidden minority, a budget of ten stored images per class, as many samples as each prior gets out of it.
+"""Priors at equal bytes: digits with a hidden minority, as many samples as each prior gets out of the budget.
 
     python benchmarks/priors.py --work FOLDER     # writes benchmarks/results/priors.json; about six minutes on one core
 
-The budget is 6,400 numbers, 100 images of 64 pixels; whatever decoding needs is paid from it. Nothing is chosen: every prior has the settings written here, and
-the step size of a method, which is for 10 images per class, is multiplied by the number of images per class over 10, because each image moves a mean of n
-images by a share of 1/n only. Every network gets the same number of updates, whatever the size of the set it is trained on. `--work` keeps every run, and a
-stopped benchmark goes on from there; results are written after every seed, and `seconds` is the wall time of all distillations together.
+The budget is 6,400 numbers, 100 images of 64 pixels; whatever decoding needs is paid from it. Nothing is chosen:
+every prior has the settings written here, and the step size of a method, which is for 10 images per class, is
+multiplied by the number of images per class over 10, because each image moves a mean of n images by a share of 1/n
+only. Every network gets the same number of updates, whatever the size of the set it is trained on. `--work` keeps
+every run, and a stopped benchmark goes on from there; results are written after every seed, and `seconds` is the wall
+time of all distillations together.
 """
 import tempfile
 from pathlib import Path
 
 from rdd_nb.core import read_json, write_json
 from rdd_nb.distill import distill
-from rdd_nb.evaluation import Training, evaluate
+from rdd_nb.training import Training
+from rdd_nb.evaluation import evaluate
 from rdd_nb.intervals import paired, summarise
 from rdd_nb.methods import METHODS, as_method
 from rdd_nb.priors import Frequencies, GeneratorLatents, LowRank, MultiFormation, Pixels
@@ -38,7 +41,7 @@ def affordable(prior, train):
 
 
 def row(splits, method, name, ipc, seed, out):
-    "One row: so many updates of the samples, as many updates of the network as for 100 samples, batches as equal as can be."
+    "One row: as many updates of the network as for 100 samples, in batches as equal as can be."
     prior = PRIORS[name]
     images = ipc * prior.per_sample
     batches = -(-images * CLASSES // BATCH)

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from rdd_nb.coresets import random_per_class
 from rdd_nb.core import read_json
 from rdd_nb.distill import distill
-from rdd_nb.evaluation import Training, evaluate
+from rdd_nb.training import Training
+from rdd_nb.evaluation import evaluate
 from rdd_nb.foreign import CONSTANTS
 from rdd_nb.methods import Method
 from rdd_nb.sources import load_data

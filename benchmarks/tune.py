@@ -16,7 +16,8 @@ import torch
 from rdd_nb import data, shifts
 from rdd_nb.core import read_json
 from rdd_nb.distill import distill
-from rdd_nb.evaluation import Training, evaluate
+from rdd_nb.training import Training
+from rdd_nb.evaluation import evaluate
 from rdd_nb.sources import load_data
 
 from common import options, write
@@ -82,11 +83,10 @@ def main():
         write(args.out, config=dict(seeds=SEEDS, training=Training().describe(), score='balanced_accuracy'), rows=rows)
     for m, s in SETTINGS:
         own = [r for r in rows if (r['method'], r['setting']) == (m, s)]
-        mean = lambda f: np.mean([f(r) for r in own])
-        print(
-            f"{m:13} {json.dumps(s):105} balanced {mean(lambda r: r['balanced_accuracy']):.3f}  majority {mean(lambda r: r['group_accuracy']['majority']):.3f}"
-            f"  minority {mean(lambda r: r['group_accuracy']['minority']):.3f}  worst {mean(lambda r: r['worst_class_group_accuracy']):.3f}"
-        )
+        found = dict(balanced=[r['balanced_accuracy'] for r in own],
+                     **{g: [r['group_accuracy'][g] for r in own] for g in ('majority', 'minority')},
+                     worst=[r['worst_class_group_accuracy'] for r in own])
+        print(f'{m:13} {json.dumps(s):105}', *(f'{k} {np.mean(v):.3f}' for k, v in found.items()), sep='  ')
 
 
 if __name__ == '__main__': main()

@@ -77,10 +77,9 @@ def rbf(
     squared = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
     return torch.exp(-gamma * squared.clamp(min=0))
 
-def median_gamma(x: Tensor, most: int = 500):
+def median_gamma(x, most: int = 500):
     "One over the median squared distance between real samples, `most` of them at equal steps."
-    x = x.detach().flatten(1)
-    x = x[torch.linspace(0, len(x) - 1, min(most, len(x)), device=x.device).round().long()]
+    x = x[torch.linspace(0, len(x) - 1, min(most, len(x)), device=x.device).round().long()].detach().flatten(1)
     middle = torch.nn.functional.pdist(x).square().median() if len(x) > 1 else x.new_ones(())
     return 1 / middle.clamp(min=torch.finfo(x.dtype).tiny)
 

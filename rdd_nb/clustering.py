@@ -18,6 +18,7 @@ from .coresets import Selection, class_kmeans_ids, class_medoids
 from .kmeans import assign_nearest
 from .models import in_chunks
 from .parts import Part, Setup, one_of, shown, whole
+from .rows import Rows, take
 
 # %% ../nbs/20_clustering.ipynb #72799838
 def by_class(
@@ -69,17 +70,17 @@ class NearestClustering(Clustering, names=('nearest',)):
 # %% ../nbs/20_clustering.ipynb #bf1be134
 SPACES = 'pixels', 'features', 'errors', 'losses'
 
-def space_features(d: Setup, space, steps) -> Tensor: # (n, ...)
+def space_features(d: Setup, space, steps): # (n, ...), a tensor or `rdd_nb.rows.Rows`
     "The real samples as `space` shows them: themselves, or through a network trained for `steps` updates on them."
     if space == 'pixels': return d.x
     if d.network is None: raise ValueError(f'space={space!r} needs a network, and this Setup brings none')
     net = d.network('cells')
     d.train(net, steps, 'cells', lr=.02, plain=True)
-    with torch.no_grad():
-        if space == 'features': return in_chunks(net.eval().features, d.x).flatten(1)
-        scores = in_chunks(net.eval(), d.x)
-        if space == 'losses': return F.cross_entropy(scores, d.y, reduction='none')[:, None]
-        return scores.softmax(1) - F.one_hot(d.y, d.n_classes)
+    features = torch.no_grad()(lambda x: in_chunks(net.eval().features, x).flatten(1))
+    if space == 'features': return d.x.map(features) if isinstance(d.x, Rows) else features(d.x)
+    with torch.no_grad(): scores = in_chunks(net.eval(), d.x)
+    if space == 'losses': return F.cross_entropy(scores, d.y, reduction='none')[:, None]
+    return scores.softmax(1) - F.one_hot(d.y, d.n_classes)
 
 def _space(space, steps):
     "The space and the updates of its network, checked together."
@@ -159,11 +160,12 @@ class SklearnClustering(_InSpace, names=('sklearn',)):
         self.space, self.steps = _space(space, steps)
 
     def label(self, d):
-        seen, label = self.seen(d).flatten(1).cpu().numpy(), np.zeros(len(d.y), dtype=np.int64)
+        seen, label = self.seen(d), np.zeros(len(d.y), dtype=np.int64)
         made = getattr(sklearn.cluster, self.estimator)(**self.options) if isinstance(self.estimator, str) else None
         for c in range(d.n_classes):
-            own = (d.y == c).cpu().numpy()
-            try: label[own] = (made or sklearn.base.clone(self.estimator)).fit_predict(seen[own])
+            own = (d.y == c).nonzero()[:, 0]
+            rows = take(seen, own, whole=True).flatten(1).cpu().numpy()
+            try: label[own.cpu()] = (made or sklearn.base.clone(self.estimator)).fit_predict(rows)
             except (ValueError, TypeError) as e:
                 raise ValueError(f'{self.estimator} on class {c}: {" ".join(str(e).split())[:200]}') from None
         return torch.from_numpy(label)

@@ -19,7 +19,8 @@ from .core import atomic_write, pick_device, read_json, versions, write_json
 from .data import Splits
 from .distill import check_inputs, distill
 from .methods import as_method
-from .evaluation import Training, evaluate, fit_clusters, reference_clusters, train
+from .training import Training, train
+from .evaluation import evaluate, fit_clusters, reference_clusters
 from .intervals import paired, recipe_differences, summarise
 from .metrics import NoiseWarning
 from .parts import one_of, shown, whole
@@ -142,8 +143,8 @@ def check_all(splits, methods, ipcs, training, networks, on, jobs=None):
     one_of('on', on, ('test', 'val'))
     whole('networks', networks, 1, 1000)
     whole('epochs', training.epochs, 1, 10**6)
-    few = [t[:2].cpu() for t in (splits.train.x, splits.train.y)]
-    train(*few, splits.train.n_classes, dataclasses.replace(training, epochs=1), device='cpu')
+    few = [t.cpu() for t in (splits.train.batch(slice(2)), splits.train.y[:2])]
+    if training.learner is None: train(*few, splits.train.n_classes, dataclasses.replace(training, epochs=1), device='cpu')
     for m in filter(None, methods):
         for i in ipcs: check_inputs(splits.train, m, whole('ipc', i, 1, 10**6))
 

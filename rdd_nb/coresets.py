@@ -15,6 +15,7 @@ from .core import generator
 from .kmeans import (KMeans, _finite, _full_precision, _labels, _matrix, _places, _rows, _squared_distance,
                            assign_nearest, cell_mass)
 from .parts import Part, number, whole
+from .rows import Rows, take
 
 # %% ../nbs/22_coresets.ipynb #1861dc42
 def _class_rows(y, ipc, n_classes=None, name='ipc'):
@@ -36,11 +37,12 @@ def _class_rows(y, ipc, n_classes=None, name='ipc'):
 def _features(x, y, features, batch=1024):
     "Features to choose in, (n, d): `x` itself, features that are given, or a function of `x`."
     if callable(features):
-        x = torch.as_tensor(x)
+        x = x if isinstance(x, Rows) else torch.as_tensor(x)
         with torch.no_grad(): features = torch.cat([features(part).flatten(1) for part in x.split(batch)])
     f, name = (x, 'x') if features is None else (features, 'features')
-    f = _matrix(f, name)
     if len(y) != len(f): raise ValueError(f'y has {len(y)} labels: expected {len(f)}, one for each row of {name}')
+    if isinstance(f, Rows): return f.flatten()
+    f = _matrix(f, name)
     _finite(torch.linalg.vector_norm(f, dim=1).square(), name)
     return f
 
@@ -73,7 +75,7 @@ def class_medoids(
     "Indices of the real samples nearest to the `ipc` k-means centres of each class, all different."
     f, medoids = _features(x, y, features), []
     for c, rows in enumerate(_class_rows(y, ipc, n_classes)):
-        own = f[rows.to(f.device)]
+        own = take(f, rows.to(f.device))
         taken = torch.zeros(len(own), dtype=torch.bool, device=f.device)
         for centre in _fit_quietly(own, ipc, generator(seed, 'class_medoids', c)).cluster_centers_:
             d = _squared_distance(own, centre[None], torch.zeros_like(taken, dtype=torch.long))
@@ -96,14 +98,16 @@ def class_kmeans_ids(
     ids = torch.empty(len(f), dtype=torch.long, device=f.device)
     for c, rows in enumerate(_class_rows(y, k, n_classes, 'k')):
         rows = rows.to(f.device)
-        ids[rows] = c*k + _fit_quietly(f[rows], k, generator(seed, 'class_kmeans_ids', c)).labels_
+        own = take(f, rows, whole=features is not None and features is not x)   # features take long to compute
+        ids[rows] = c*k + _fit_quietly(own, k, generator(seed, 'class_kmeans_ids', c)).labels_
     return ids
 
 # %% ../nbs/22_coresets.ipynb #20722148
 def _greedy(x, y, ipc, n_classes, choose):
     "Indices of `ipc` samples of each class by `choose(own samples, class)`, ordered by class."
     f, classes = _features(x, y, None), _class_rows(y, ipc, n_classes)
-    return torch.cat([rows[torch.tensor(choose(f[rows.to(f.device)], c))] for c, rows in enumerate(classes)])
+    def own(rows): return take(f, rows.to(f.device), whole=True)
+    return torch.cat([rows[torch.tensor(choose(own(rows), c))] for c, rows in enumerate(classes)])
 
 # %% ../nbs/22_coresets.ipynb #37dc3b15
 @_full_precision
@@ -251,6 +255,8 @@ def _distance_blocks(x, chunk_mb):
         block[torch.arange(len(rows), device=x.device), rows] = 0
         yield block
 
+def _about_mean(x): return x - x.mean(0)
+
 def _half_median(x, most=1000):
     "Half the median distance between two rows, from at most `most` evenly spaced ones; 0 for copies."
     return float(torch.pdist(x[::-(-len(x) // most)]).median()) / 2 if len(x) > 1 else 0.
@@ -271,7 +277,7 @@ def density_weights(
     p = torch.empty(len(f), device=f.device)
     for rows in _class_rows(y, 1, n_classes):
         rows = rows.to(f.device)
-        own = f[rows] - f[rows].mean(0)
+        own = _about_mean(take(f, rows, whole=True))
         h = float(bandwidth or _half_median(own) or 1)
         log_density = torch.cat([block.div_(-2 * h * h).logsumexp(1) for block in _distance_blocks(own, chunk_mb)])
         p[rows] = torch.softmax(-log_density.double(), 0).float()

@@ -62,6 +62,7 @@ def _check_archive(path):
         if size > most: raise ValueError(f'{path}: would unpack to {size:,} bytes; it is not loaded')
     return most
 
+# %% ../nbs/42_foreign.ipynb #a8ed795d
 def _check_tensors(found, path, most):
     "Refuse tensors that claim more than `most` bytes or more than is stored, and those that are not plain."
     todo, seen = [found], set()
@@ -332,6 +333,7 @@ def _check_write(s, path, format):
          f"format={format!r} holds hard labels, and this set has soft ones; use 'rfad'")):
         if wrong: raise ValueError(message)
 
+# %% ../nbs/42_foreign.ipynb #90a1d41d
 def _bytes(content):
     buffer = io.BytesIO()
     if isinstance(content, dict) and 'labels' in content: np.savez(buffer, **content)

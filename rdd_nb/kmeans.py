@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 from .core import generator
 from .parts import number, one_of, shown, whole
+from .rows import Rows, column_mean, row_norms, take
 
 # %% ../nbs/18_kmeans.ipynb #ef9f16bd
 def _matrix(
@@ -21,7 +22,8 @@ def _matrix(
     name='x',     # the argument's name, for the error
     device=None,  # where it goes, None for where it is
 ): # (n, d) float32 or float64
-    "`x` as a matrix: float64 stays, everything else becomes float32. Raises `ValueError` for what is none."
+    "`x` as a matrix: float64 stays, everything else becomes float32; large `Rows` stay. Raises `ValueError`."
+    if isinstance(x, Rows): return take(x.to(x.device if device is None else device).flatten())
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'The given NumPy array is not writable')      # nothing here writes to it
         x = torch.as_tensor(x if isinstance(x, torch.Tensor) else np.ascontiguousarray(x), device=device).detach()
@@ -45,6 +47,7 @@ def _finite(x, name):
 
 def _rows(x, k, chunk_mb, cpu_rows=384):
     "Rows per chunk: with their distances to `k` centres they take at most `chunk_mb`, and on a CPU fit its cache."
+    if isinstance(x, Rows): cpu_rows = min(cpu_rows, 384)      # each block is made anew
     rows = max(1, int(chunk_mb * 2**20 / (x.element_size() * 2 * (x.shape[1] + k))))
     return min(rows, cpu_rows) if x.device.type == 'cpu' else rows
 
@@ -63,7 +66,7 @@ def _nearest(x, centres, chunk_mb, shift=None):
 
 def _squared_distance(x, centres, ids, chunk_mb=64):
     "Squared distance of each row to its own centre, from differences, so that nothing cancels."
-    distance, n = x.new_empty(len(x)), _rows(x, 1, chunk_mb)
+    distance, n = torch.empty(len(x), dtype=x.dtype, device=x.device), _rows(x, 1, chunk_mb)
     for rows, own, d in zip(x.split(n), ids.split(n), distance.split(n)):
         d.copy_(torch.linalg.vector_norm(rows - centres[own], dim=1))
     return distance.square_()
@@ -99,7 +102,7 @@ def _per_class(assign, x, centres, y, centre_y):
     for c in y.unique().tolist():
         rows, own = (y == c).nonzero()[:, 0], (centre_y == c).nonzero()[:, 0]
         if len(own) == 0: raise ValueError(f'centre_y has no centre of class {c}, which has {len(rows)} samples')
-        ids[rows] = own[assign(x[rows], centres[own])]
+        ids[rows] = own[assign(take(x, rows), centres[own])]
     return ids
 
 def _pair(x, centres, chunk_mb):
@@ -150,8 +153,9 @@ def _draw(mass, size, gen):
 
 def _to_picks(x, norm, picks, chunk_mb):
     "Squared distances (n, len(picks)) to the rows `picks`, where rounding noise is 0."
-    d, n = x.new_empty(len(x), len(picks)), _rows(x, len(picks), chunk_mb, 4096)
-    for rows, part in zip(x.split(n), d.split(n)): torch.mm(rows, x[picks].T, out=part)
+    d = torch.empty(len(x), len(picks), dtype=x.dtype, device=x.device)
+    n, picked = _rows(x, len(picks), chunk_mb, 4096), x[picks].T
+    for rows, part in zip(x.split(n), d.split(n)): torch.mm(rows, picked, out=part)
     d.mul_(-2).add_(norm[:, None]).add_(norm[picks])
     d[d <= 8 * torch.finfo(x.dtype).eps * (norm[:, None] + norm[picks])] = 0
     return d
@@ -160,7 +164,7 @@ def _to_picks(x, norm, picks, chunk_mb):
 def _seeds(x, k, gen, weight=None, tries=None, chunk_mb=64):
     "Rows for `k` seeds: greedy k-means++ with `tries` candidates a step, 2 + log k by default; uniform for 0 tries."
     tries = 2 + int(math.log(k)) if tries is None else tries
-    norm = torch.linalg.vector_norm(x, dim=1).square()
+    norm = row_norms(x).square()
     weight = torch.ones_like(norm) if weight is None else weight
     free, closest, chosen = weight.clone(), torch.full_like(norm, torch.inf), []
     for j in range(k):
@@ -202,7 +206,7 @@ def _add_by_product(total, rows, ids, weight):
 def _relocate(x, centres, ids, total, mass, weight, chunk_mb):
     "Give each empty cluster the sample farthest from all centres, in place."
     distance = _squared_distance(x, centres, ids, chunk_mb)
-    noise = 16 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x, dim=1)
+    noise = 16 * torch.finfo(x.dtype).eps * row_norms(x)
     distance[distance <= noise**2] = 0     # copies of the centre
     if weight is not None: distance[weight == 0] = 0
     for e in (mass == 0).nonzero()[:, 0].tolist():
@@ -215,7 +219,7 @@ def _relocate(x, centres, ids, total, mass, weight, chunk_mb):
         total[ids[i]] -= w * x[i]
         mass[ids[i]] -= w
         total[e], mass[e], ids[i] = w * x[i], w, e
-        distance = torch.minimum(distance, _squared_distance(x, x[i, None], torch.zeros_like(ids), chunk_mb))
+        distance = torch.minimum(distance, _squared_distance(x, x[i][None], torch.zeros_like(ids), chunk_mb))
 
 # %% ../nbs/18_kmeans.ipynb #60bc5c88
 def _lloyd(x, centres, weight=None, max_iter=300, tol=0., chunk_mb=64):
@@ -233,12 +237,12 @@ def _lloyd(x, centres, weight=None, max_iter=300, tol=0., chunk_mb=64):
 # %% ../nbs/18_kmeans.ipynb #39d1b32d
 def _centred(x):
     "`x` minus its mean where that is longer than the spread, the vector taken away, and a feature's mean variance."
-    shift, power = x.mean(0), torch.linalg.vector_norm(x, dim=1).double().square().mean()
+    shift, power = column_mean(x), row_norms(x).double().square().mean()
     _finite(power.to(x.dtype) * len(x), 'X')
     variance = power - shift.double().square().sum()
     if variance > power / 2: return x, torch.zeros_like(shift), float(variance) / x.shape[1]
-    x = x - shift
-    return x, shift, float(torch.linalg.vector_norm(x, dim=1).double().square().mean()) / x.shape[1]
+    x = x.map(lambda part: part - shift) if isinstance(x, Rows) else x - shift
+    return x, shift, float(row_norms(x).double().square().mean()) / x.shape[1]
 
 def _stream(random_state, run):
     "The random stream of start number `run`."
@@ -252,8 +256,8 @@ def _stream(random_state, run):
 # %% ../nbs/18_kmeans.ipynb #b1a39d09
 def _read(estimator, X, reset=False):
     "`X` as a matrix, and a function that turns a result into what `X` was."
-    if getattr(X, 'ndim', 2) > 2: X = X.reshape(len(X), -1)
-    if not isinstance(X, torch.Tensor):
+    if getattr(X, 'ndim', 2) > 2 and not isinstance(X, Rows): X = X.reshape(len(X), -1)
+    if not isinstance(X, (torch.Tensor, Rows)):
         X = validate_data(estimator, X, reset=reset, dtype=[np.float32, np.float64], ensure_all_finite=False)
         return _matrix(X, 'X'), lambda t: t.numpy()
     x = _matrix(X, 'X')
@@ -424,6 +428,7 @@ def assign_balanced(
     x, centres = _pair(x, centres, chunk_mb)
     mass = _shares(mass, len(centres)).to(x)
     def balance(x, tagged):
+        x = take(x, whole=True)
         c, m = tagged[:, :-1], tagged[:, -1]
         return _fill(_plan(x, c, (m / m.sum()).log(), epsilon, iterations, chunk_mb), _places(m.double(), len(x)))
     ids = _per_class(balance, x, torch.cat([centres, mass[:, None]], 1), y, centre_y)    # each centre carries its mass

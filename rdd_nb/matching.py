@@ -8,12 +8,13 @@ __all__ = ['Clusters', 'Batch', 'Objective', 'Matcher', 'within_clusters', 'feat
 
 # %% ../nbs/35_matching.ipynb #0967fd90
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch.func import functional_call, grad, vmap
+from torch.profiler import record_function
 from .models import in_chunks
 from .parts import Part, Setup, one_of
 
@@ -39,6 +40,7 @@ class Batch:
     index: Tensor | None = None  # (n,) which of all real samples these are
     generator: torch.Generator | None = None  # for objectives that draw something in a step
     done: float = 0.             # share of the distillation that is behind
+    gather: Callable | None = None  # sum of a tensor over all processes, where classes are divided among several
 
 # %% ../nbs/35_matching.ipynb #344e9350
 @patch(as_prop=True)
@@ -110,7 +112,14 @@ def feature_rows(net, x) -> Tensor: # (n, d)
     "Features of `x`, with gradient where `x` has one. Raises `ValueError` for a network without `features`."
     if not callable(getattr(net, 'features', None)):
         raise ValueError(f'net: {type(net).__name__} has no method features(x); rdd_nb.models.Classifier has one')
-    with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()): return in_chunks(net.features, x)
+    with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()), _fast(net, x):
+        f = in_chunks(net.features, x)
+    return f.to(x.dtype)
+
+def _fast(net, x):
+    "bfloat16 inside, for real samples, where the network's plan asks for it."
+    asked = getattr(net, 'precision', 'float32') == 'bfloat16' and not x.requires_grad
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=asked or torch.is_autocast_enabled(x.device.type))
 
 def membership(ids, k, weights, like) -> Tensor: # (k, n)
     "The weights as a matrix, one row per cluster: times the samples' values, it gives their weighted sums."
@@ -148,7 +157,9 @@ def cluster_gradients(net, x, y, weights, ids, k, batched=None) -> list: # a ten
     index, mask = blocks(ids, k)
     w, parameters = weights[index] * mask, {name: p.detach() for name, p in net.named_parameters()}
     def loss(parameters, x, y, w):
-        return (w * F.cross_entropy(functional_call(net, parameters, (x,)), y, reduction='none')).sum()
+        with _fast(net, real): scores = functional_call(net, parameters, (x,))
+        return (w * F.cross_entropy(scores.to(x.dtype), y, reduction='none')).sum()
+    real = x
     if _batched(x, index.shape[1]) if batched is None else batched:
         return list(vmap(grad(loss), (None, 0, 0, 0))(parameters, x[index], y[index], w).values())
     def one(i, w):
@@ -201,6 +212,9 @@ def risk_of(self: Batch, values, risk) -> tuple: # (risk times n_classes, weight
     "The risk over one value (k,) for each cluster; clusters without samples in this batch are left out."
     c, k = self.clusters, len(self.clusters.owner)
     present = torch.bincount(c.real, minlength=k) > 0
+    if self.gather:                     # the values of other processes, as constants; the gradient is that of our own
+        values = self.gather(values.detach() * present) + (values - values.detach()) * present
+        present = self.gather(present.float()) > 0
     base = present / present.sum()
     q = risk.weights(values, base)
     return self.n_classes * risk(values, base), self.n_classes * q[c.real] * within_clusters(c.real, k, self.p)
@@ -211,8 +225,11 @@ def loss(self: Matcher, net, batch, risk=None, risk_at=None):
     "The matching loss, with the risk at the target or over the clusters' distances. See `Objective.loss`."
     b = batch
     labels = b.soft if self.uses_labels and b.soft is not None else b.sy
-    def real(weights, ids, k): return [t.detach() for t in self.statistic(net, b.x, b.y, weights, ids, k)]
-    def synthetic(weights, ids, k): return self.statistic(net, b.sx, labels, weights, ids, k)
+    def real(weights, ids, k):
+        with record_function('real side'):
+            return [t.detach() for t in self.statistic(net, b.x, b.y, weights, ids, k)]
+    def synthetic(weights, ids, k):
+        with record_function('synthetic side'): return self.statistic(net, b.sx, labels, weights, ids, k)
     if risk_at == 'distance': return b.risk_of(self.distance(*b.sides(real, synthetic)), risk)
     q, n = class_weights(net, b, risk if risk_at == 'target' else None), b.n_classes
     return self.distance(real(q, b.y, n), synthetic(within_clusters(b.sy, n), b.sy, n)).sum(), q

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'PLAIN', 'METHODS', 'CARDS', 'Optimizer', 'Sgd', 'Adam', 'RealBatch', 'RandomBatch', 'RepresentativeBatch',
-           'Network', 'idle', 'Method', 'describe', 'sees_groups', 'Card', 'name_method', 'as_method']
+           'BalancedBatch', 'Network', 'idle', 'Method', 'describe', 'sees_groups', 'Card', 'name_method', 'as_method']
 
 # %% ../nbs/44_methods.ipynb #9afbab8a
 import dataclasses, functools
@@ -16,7 +16,7 @@ from .bilevel import KernelRidge, Unrolled
 from .clustering import Clustering, NearestClustering
 from .core import generator
 from .coresets import Selection, representative_batch
-from .matching import DistributionMatching, GradientMatching, Objective
+from .matching import DistributionMatching, GradientMatching, Matcher, Objective, within_clusters
 from .models import MODELS, in_chunks
 from .moments import CharacteristicMatching, KernelMatching, MomentMatching
 from .parts import Part, number, one_of, shown, whole
@@ -69,6 +69,20 @@ class RepresentativeBatch(RealBatch, names=('representative',)):
         k, share = representative_batch(f, run.y[rows], self.size, run.seed, run.n_classes)
         return rows[k.to(run.device)], share.to(run.device)
 
+# %% ../nbs/44_methods.ipynb #141e913b
+class BalancedBatch(RealBatch, names=('balanced',)):
+    "`size` random samples of each class, equally many of each cluster of the risk; each stands for its share."
+    def draw(self, run, g):
+        ids = run.assigned.ids
+        if getattr(run, 'strata', None) is None:
+            run.strata = ids.argsort(stable=True).cpu().split(ids.bincount(minlength=len(run.assigned.owner)).tolist())
+        clusters = run.assigned.owner.bincount(minlength=run.n_classes)[run.assigned.owner].tolist()
+        drawn = [rows[torch.randperm(len(rows), generator=g)[:max(1, self.size // k)]]
+                 for rows, k in zip(run.strata, clusters)]
+        share = [torch.full((len(d),), len(rows) / len(d)) for rows, d in zip(run.strata, drawn) if len(d)]
+        index, share = torch.cat(drawn).to(run.device), torch.cat(share).to(run.device)
+        return index, within_clusters(run.y[index], run.n_classes, share)
+
 # %% ../nbs/44_methods.ipynb #0a550c03
 class Network(Part, kind='network'):
     "Which networks the samples are matched in, and how these are trained on the real samples."
@@ -80,11 +94,13 @@ class Network(Part, kind='network'):
                  lr=.01,          # their step size
                  batch=128,       # real samples of such an update
                  mix=0.,          # probability of CutMix in it (IDC)
+                 precision='float32',  # 'bfloat16': the real side of a step in mixed precision
                 ):
         self.model = one_of('model', model, tuple(MODELS))
         self.width = width if width is None else whole('width', width, 1, 2**16)
         self.life, self.steps, self.batch = whole('life', life), whole('steps', steps, 0), whole('batch', batch)
         self.lr, self.mix = number('lr', lr, open_low=True), number('mix', mix, 0, 1, open_high=True)
+        self.precision = one_of('precision', precision, ('float32', 'bfloat16'))
 
 Network.known |= {'network': Network} | {name: functools.partial(Network, name) for name in MODELS}
 
@@ -95,7 +111,7 @@ def _networks(m):
     looks = o is not None and o.uses_network
     helpers = m.start.uses_network or m.labels.uses_network or m.clustering is not None and m.clustering.uses_network
     if o is not None and (o.uses_network or 'model' in o.own_networks) or helpers: acts |= {'model', 'width'}
-    if looks: acts |= {'life'}
+    if looks: acts |= {'life'} | ({'precision'} if isinstance(o, (Matcher, KernelRidge)) else set())
     if looks and m.network.life > 1: acts |= {'steps', 'lr'} if m.network.steps else {'steps'}
     if 'lr' in acts or helpers or o is not None and o.own_networks: acts |= {'batch', 'mix'}
     return acts
@@ -113,7 +129,7 @@ def idle(m) -> dict: # setting -> why it cannot act; settings of the network pla
     elif m.risk_at != 'distance' and not m.risk.needs_groups:
         why = 'looks at samples, not at clusters; a two-level risk does'
         found['clustering'] = f'at the {m.risk_at}, risk={m.risk!r} {why}'
-    for name in ('model', 'width', 'life', 'steps', 'lr', 'batch', 'mix'):
+    for name in ('model', 'width', 'life', 'steps', 'lr', 'batch', 'mix', 'precision'):
         if name not in acts: found[f'network.{name}'] = _why(m, name)
     if o is None and not acts: found['augment'] = 'nothing is trained'
     return found
@@ -123,6 +139,7 @@ def _why(m, name):
     "Why a setting of the network plan cannot act."
     if m.objective is None: return 'no network of this plan is used'
     if not m.objective.uses_network: return f'{m.objective!r} does not look at the networks of the loop'
+    if name == 'precision': return f'{m.objective!r} does not match statistics of real samples'
     if m.network.life == 1: return 'with life=1 a network is replaced before what it learns reaches the samples'
     return 'with steps=0 no network is trained'
 
@@ -223,6 +240,8 @@ def _check(m):
     if m.labels.learned and not (o and o.uses_labels):
         raise ValueError(f'labels={m.labels!r}: {o!r} has no use for labels; choose another objective')
     _check_risk(m)
+    if isinstance(m.batch, BalancedBatch) and (m.clustering is None or getattr(m.clustering, 'moving', False)):
+        raise ValueError(f'batch={m.batch!r}: needs clusters that stay as they are, got clustering={m.clustering!r}')
     if not isinstance(m.augment, str):
         raise ValueError(f"augment={shown(m.augment)}: expected names such as 'crop scale'")
     augment(names=m.augment, generator=generator('check'))
@@ -356,6 +375,14 @@ name_method('cobra',
             dataclasses.replace(_DISTRIBUTION, risk='twolevel(mean, mean)', risk_at='target', clustering='groups'),
             'The uniform average of the true groups as target. Sees group labels.', 'distribution',
             'in the form of COBRA, arXiv 2605.00185')
+
+# %% ../nbs/44_methods.ipynb #cf999c5f
+_ROWS = Method('mmd', start='stratified', batch='random(256)', prior='quantiles', **_ADAM)
+name_method('rows', _ROWS, 'Kernel means agree with those of the real rows of a table; every value is one that occurs.',
+            cite='Gretton et al. 2012')
+name_method('rdd-rows', dataclasses.replace(_ROWS, start='kmeans', risk_at='target', clustering='kmeans(4, errors)',
+                                            risk='twolevel(mean, mean)'),
+            'The same from k-means medoids, where clusters of errors weigh the same.', 'rows', f'after {_RDD}')
 
 # %% ../nbs/44_methods.ipynb #5b67a687
 def _settled(fields, said):

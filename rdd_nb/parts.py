@@ -6,7 +6,7 @@
 __all__ = ['shown', 'whole', 'number', 'one_of', 'Part', 'Setup']
 
 # %% ../nbs/02_parts.ipynb #e4edfffa
-import ast, difflib, inspect, math
+import ast, difflib, inspect, math, textwrap
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Callable
@@ -41,7 +41,8 @@ def one_of(name, value, allowed):
     if any(value is a or type(value) is type(a) and value == a for a in allowed): return value
     near = difflib.get_close_matches(str(value), list(map(str, allowed)), n=1)
     hint = f' (did you mean {near[0]!r}?)' if near else ''
-    raise ValueError(f"{name}={shown(value)} is not known{hint}; choose from {', '.join(map(str, allowed))}")
+    known = textwrap.shorten(', '.join(map(str, allowed)), 220, placeholder=' ...')
+    raise ValueError(f'{name}={shown(value)} is not known{hint}; choose from {known}')
 
 # %% ../nbs/02_parts.ipynb #39bb8ad8
 class Part:
@@ -143,7 +144,7 @@ Part.replace = _replace
 @dataclass
 class Setup:
     "What a part may use before the first step."
-    x: Tensor                        # (n, ...) all real samples, on the device
+    x: Tensor                        # (n, ...) all real samples, on the device; `rdd_nb.rows.Rows` if there are many
     y: Tensor                        # (n,) their classes, 0 to n_classes - 1
     n_classes: int
     seed: int = 0

@@ -17,7 +17,8 @@ from fastcore.basics import patch
 
 # %% ../nbs/75_pinn.ipynb #c83549aa
 from .core import atomic_write, generator, read_tensors
-from .equations import count, taylor
+from .parts import whole
+from .equations import taylor
 from .spectral import columns
 from .risk import CVaR
 
@@ -29,6 +30,7 @@ def _product_plan(index):
     rest = lambda e, a: at.get((e[0] - a[0], e[1] - a[1]))
     return [[(1, i, rest(e, a)) for i, a in enumerate(index) if rest(e, a) is not None] for e in index]
 
+# %% ../nbs/75_pinn.ipynb #a57f6250
 @lru_cache
 def _tanh_plan(index):
     "For each e the terms of tanh, and those of 1 - tanh^2 where a later e needs it."
@@ -72,6 +74,7 @@ def _inputs(pde, q, c):
     s = pde.scaled(c)
     return lift, bubble[..., None], torch.cat([h, torch.cat([s[None], s.new_zeros(len(h) - 1, *s.shape)])], -1)
 
+# %% ../nbs/75_pinn.ipynb #179f6340
 def _assemble(pde, theta, inputs, layers=None):
     "Taylor coefficients (s, n, F) of u."
     lift, bubble, h = inputs
@@ -112,6 +115,7 @@ def residual(self: PINN, q, c):
 # %% ../nbs/75_pinn.ipynb #4d646fc3
 FIELDS = 'q', 'c', 'value', 'target', 'weight'
 
+# %% ../nbs/75_pinn.ipynb #540af54b
 @dataclass
 class Points:
     "Points a PINN is trained on; all tensors float64 except `value`."
@@ -139,6 +143,7 @@ def save(self: Points, path):
     tensors = {f: getattr(self, f).detach().cpu().contiguous() for f in FIELDS}
     return atomic_write(path, lambda p: save_file(tensors, p, meta))
 
+# %% ../nbs/75_pinn.ipynb #357fb1ed
 def load_points(path) -> Points:
     "Read what `Points.save` wrote. Raises `FileNotFoundError`, or `ValueError` for a file that is something else."
     tensors, meta = read_tensors(path)
@@ -159,6 +164,7 @@ def _rows(pde, theta, inputs, points, layers=None):
     target, r = columns(points.target), pde.residuals(u, points.q, points.c)
     return torch.where(points.value[:, None], pde.value_scale * (u[0] - target), r - target)
 
+# %% ../nbs/75_pinn.ipynb #463d194f
 def _jacobian(pde, theta, inputs, points, graph=False):
     "Residuals (F n,), field by field, and their Jacobian (F n, weights); differentiable if `graph`."
     layers, rows = [], []
@@ -194,7 +200,7 @@ def fit(
     unroll=0,          # how many of the last steps keep the graph, for derivatives with respect to the points
 ) -> PINN:
     "A network trained on the points by damped Gauss-Newton steps. Raises `ValueError` for no points, or divergence."
-    count('steps', steps, 0)
+    whole('steps', steps, 0)
     if not len(points): raise ValueError('points: got none, expected at least one')
     net, inputs = PINN.new(pde, *keys, width=width, depth=depth, device=points.q.device), None
     for k in range(steps):

@@ -35,6 +35,7 @@ def _worst_text(worst):
     if not noisy: return text + 'Here every observed minimum is lower than chance explains.'
     return text + f'For {noisy} the observed minimum is dominated by noise: do not read it as a weak class.'
 
+# %% ../nbs/65_report.ipynb #03677487
 def _worst_table(worst):
     def where(w): return found.part(w['name']) + (f' ({w.times} of {w.n_seeds} seeds)' if w.n_seeds > 1 else '')
     def reading(w): return 'noise would look the same' if w.noise else 'lower than chance explains'
@@ -113,6 +114,7 @@ def damaged(c: Comparison) -> dict: # {corruption: {method: [accuracy, that of t
             each.setdefault(name, {}).setdefault(r['method'], []).append([v.get('accuracy', math.nan), worst(v)])
     return {name: {m: np.mean(v, 0).tolist() for m, v in methods.items()} for name, methods in each.items()}
 
+# %% ../nbs/65_report.ipynb #a6947769
 def ladder(c: Comparison) -> dict: # {corruption: {method: [[accuracy, worst group] at severity 0 (clean), 1, ...]}}
     "Accuracies by severity, of the corruptions with more than one."
     each, levels = damaged(c), {}
@@ -179,6 +181,7 @@ def cost(c):
     yield Table(table, 'Cost of each set')
     yield found.COST_NOTE
 
+# %% ../nbs/65_report.ipynb #7ab9411a
 def measures(c):
     "Every other number in the rows."
     table = found.more_measures(c)
@@ -200,6 +203,7 @@ def curves(c):
                 'Each method has its own scale: the losses of different methods cannot be compared. '
                 'Thin: single steps. Thick: running median.')
 
+# %% ../nbs/65_report.ipynb #c04fad40
 def methods(c):
     "What the methods are."
     told = {m: found.told(c, m) if found.card(m) else '' for m in c.methods}
@@ -229,6 +233,7 @@ def origin(c):
 for _title, _blocks in {
     'What is missing': missing, 'Comparison': table, 'Accuracy per group': groups, 'Paired differences': differences,
     'Damaged images': damage, 'Cost': cost, 'The images': report_images.images,
+    'The rows': report_images.rows,
     'What the risk weighted': report_images.weights, 'Where the images lie': report_images.map_,
     'Which classes are confused': report_images.confusion, 'More measures': measures, 'Learning curves': curves,
     'The methods': methods, 'Provenance': origin,
@@ -361,6 +366,7 @@ def plot_groups(self: Comparison, fig=None):
     "Accuracy of each method on each group, with intervals; returns the matplotlib axes."
     return plots.group_bars(self.summary, found.shown_groups(self) or ['accuracy'], self.rows, fig=fig)
 
+# %% ../nbs/65_report.ipynb #5f80dc5a
 @patch
 def plot_differences(self: Comparison, baseline='kmeans', ax=None):
     "Paired differences to `baseline` in the decisive metric. Raises `ValueError` where no seed has both."

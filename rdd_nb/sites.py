@@ -64,6 +64,7 @@ def _pool(train, schema):
         if c.kind == 'number': rows[name] = rows[name].astype(float)
     return rows, np.repeat(list(train), [len(t) for t in train.values()])
 
+# %% ../nbs/72_sites.ipynb #fb9ef58b
 def _share_out(train, schema, rows, seed):
     "About `rows` real rows, the same number from each site, both classes of each."
     take = {k: min(len(t) - 2, max(2, round(rows / len(train)))) for k, t in train.items()}

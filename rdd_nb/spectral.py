@@ -39,6 +39,7 @@ class _Fourier:
 # %% ../nbs/08_spectral.ipynb #1a78e920
 def _apply(matrix, u): return torch.einsum('ij,mjf->mif', matrix, u)
 
+# %% ../nbs/08_spectral.ipynb #977b041a
 class _Chebyshev:
     "An interval with walls: values at n + 1 Chebyshev points, of which those at the walls follow from the conditions."
     def __init__(self, pde, n):
@@ -145,6 +146,7 @@ def _etd(z, h):
         -4 - 3 * r - r**2 + e * (4 - r)) / r3
     return torch.exp(z), torch.exp(z / 2), *(h * p.mean(-1) for p in parts)
 
+# %% ../nbs/08_spectral.ipynb #795876eb
 def _etd_step(f, y, t, h, coefficients):
     "One step of ETDRK4; f(y, t) is what the stiff part leaves."
     E, E2, Q, f1, f2, f3 = coefficients

@@ -13,13 +13,14 @@ from .compare import FULL, check_all, claim, digits_of, gather, record, run_all,
 from .core import atomic_write, pick_device, versions, write_json
 from .sources import load_data
 from .methods import METHODS, Method, as_method
-from .evaluation import Training
+from .training import Training
 from .parts import one_of, shown, whole
 from .report import frame, read_comparison, write_report
 
 # %% ../nbs/63_sweep.ipynb #b7b593d3
 KEYS = dict(seeds=3, ipc=10, networks=2, on='test', also=[], data={}, training={}, settings={}, risks={}, grid=[])
-DATA = ('name', 'shift', 'share', 'data_seed', 'root', 'download')
+DATA = ('name', 'shift', 'share', 'data_seed', 'root', 'download', 'target', 'groups', 'categories', 'missing', 'drop',
+        'accept', 'order')
 
 @dataclass
 class Plan:

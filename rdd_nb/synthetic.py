@@ -12,6 +12,7 @@ from PIL import Image
 from fastcore.basics import patch
 from torch import Tensor
 from .core import atomic_write, printable, read_tensors, write_tensors
+from .tabular import read_codec
 
 # %% ../nbs/40_synthetic.ipynb #0dadae70
 def _check_samples(x, y, mean, std):
@@ -53,10 +54,11 @@ class SyntheticDataset:
         weight: Tensor | None = None,   # (m,) share of the risk's weight that the cluster got
         provenance: dict | None = None, # plain values, as JSON can hold them
         soft: Tensor | None = None,     # (m, n_classes) label probabilities to train on; None: train on `y`
+        table=None,                     # of typed rows: the codec that gives their columns, see `rdd_nb.tabular`
     ):
         self._set_samples(x, y, mean, std)
         self.classes = [str(c) for c in (range(int(self.y.max()) + 1) if classes is None else classes)]
-        self.provenance = json.loads(json.dumps(provenance or {}))
+        self.provenance, self.table = json.loads(json.dumps(provenance or {})), table
         self._set_rest(initial=initial, mass=mass, weight=weight, soft=soft)
 
 # %% ../nbs/40_synthetic.ipynb #a0de7309
@@ -110,7 +112,9 @@ def save(
 ):
     "Write `s` as safetensors with its description as JSON in the metadata; whole or not at all."
     tensors = {k: getattr(s, k) for k in _TENSORS if getattr(s, k) is not None}
-    return write_tensors(path, tensors, dict(format=FORMAT, classes=s.classes, provenance=s.provenance, hash=s.hash()))
+    about = dict(format=FORMAT, classes=s.classes, provenance=s.provenance, hash=s.hash())
+    if s.table is not None: about['table'] = s.table.describe()
+    return write_tensors(path, tensors, about)
 
 # %% ../nbs/40_synthetic.ipynb #7f34de6e
 def load(path) -> SyntheticDataset:
@@ -124,7 +128,10 @@ def load(path) -> SyntheticDataset:
     known = about.get('classes'), about.get('provenance')
     if [type(v) for v in known] != [list, dict]:
         raise ValueError(f'{name}: its description lacks the classes or the provenance')
-    try: return SyntheticDataset(**{k: tensors.get(k) for k in _TENSORS}, classes=known[0], provenance=known[1])
+    try:
+        table = read_codec(about['table']) if 'table' in about else None
+        given = {k: tensors.get(k) for k in _TENSORS}
+        return SyntheticDataset(**given, classes=known[0], provenance=known[1], table=table)
     except ValueError as e: raise ValueError(f'{name}: {e}') from None
 
 # %% ../nbs/40_synthetic.ipynb #d1dc26cd

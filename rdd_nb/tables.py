@@ -359,14 +359,14 @@ def ask(where, text, name) -> str:
 
 # %% ../nbs/08_tables.ipynb #7a757c54
 class TableCodec(TransformerMixin, BaseEstimator):
-    "Data frames to arrays (n, d) with NaN for holes, and back to typed columns in their ranges. Numbers come first."
-    def __init__(self, schema, columns=None): self.schema, self.columns = schema, columns
+    "Data frames to arrays (n, d), and back to typed columns in their ranges. Numbers come first."
+    def __init__(self, schema, columns=None, holes='nan'): # holes: 'nan' leaves them, 'flag' fills and marks them
+        self.schema, self.columns, self.holes = schema, columns, holes
 
     def fit(self, X, y=None):
-        chosen = [self.schema.columns[c] for c in (self.schema.columns if self.columns is None else self.columns)]
-        self.numbers_, self.codes_ = ([c for c in chosen if (c.kind == 'category') == k] for k in (False, True))
-        self.widths_ = [1] * len(self.numbers_) + [len(c.levels) if len(c.levels) != 2 else 1 for c in self.codes_]
-        x = self._plain(X)[:, :len(self.numbers_)]
+        x = self._lay_out()._plain(X)
+        self.flagged_ = np.flatnonzero(np.isnan(x).any(0) & (self.holes == 'flag'))
+        x = x[:, :len(self.numbers_)]
         unit = np.nanmax(np.abs(x), axis=0, initial=1e-300)
         u, n = x / unit, np.maximum((~np.isnan(x)).sum(0), 1)
         self.mean_ = np.nan_to_num(u).sum(0) / n * unit
@@ -374,10 +374,21 @@ class TableCodec(TransformerMixin, BaseEstimator):
         self.scale_[self.scale_ < 1e-12 * unit] = 1
         return self
 
-    def _plain(self, X):
-        "One number for each row and column."
-        x = [c.numbers(X[c.name]) if c.name in X else np.full(len(X), np.nan) for c in self.numbers_ + self.codes_]
-        return np.stack(x, 1) if x else np.zeros((len(X), 0))
+# %% ../nbs/08_tables.ipynb #cd02e589
+@patch
+def _lay_out(self: TableCodec):
+    "Which columns there are, how wide they are, and with what a hole is filled."
+    chosen = [self.schema.columns[c] for c in (self.schema.columns if self.columns is None else self.columns)]
+    self.numbers_, self.codes_ = ([c for c in chosen if (c.kind == 'category') == k] for k in (False, True))
+    self.widths_ = [1] * len(self.numbers_) + [len(c.levels) if len(c.levels) != 2 else 1 for c in self.codes_]
+    self.fill_ = np.repeat([0.] * len(self.numbers_) + [.5 * (len(c.levels) == 2) for c in self.codes_], self.widths_)
+    return self
+
+@patch
+def _plain(self: TableCodec, X):
+    "One number for each row and column."
+    x = [c.numbers(X[c.name]) if c.name in X else np.full(len(X), np.nan) for c in self.numbers_ + self.codes_]
+    return np.stack(x, 1) if x else np.zeros((len(X), 0))
 
 # %% ../nbs/08_tables.ipynb #4ff69fae
 def _one_hot(x, levels):
@@ -388,7 +399,9 @@ def _one_hot(x, levels):
 def transform(self: TableCodec, X) -> np.ndarray:
     x, n = self._plain(X), len(self.numbers_)
     wide = [_one_hot(x[:, n + i, None], len(c.levels)) for i, c in enumerate(self.codes_)]
-    return np.concatenate([(x[:, :n] - self.mean_) / self.scale_, *wide], 1)
+    z = np.concatenate([(x[:, :n] - self.mean_) / self.scale_, *wide], 1)
+    if self.holes == 'nan': return z
+    return np.concatenate([np.where(np.isnan(z), self.fill_, z), np.isnan(x)[:, self.flagged_]], 1)
 
 @patch
 def blocks(self: TableCodec, z) -> list:
@@ -405,31 +418,49 @@ def limits(self: TableCodec) -> tuple:
 @patch
 def get_feature_names_out(self: TableCodec, input_features=None):
     codes = [f'{c.name}={l}' for c in self.codes_ for l in (c.levels[1:] if len(c.levels) == 2 else c.levels)]
-    return np.array([c.name for c in self.numbers_] + codes, dtype=object)
+    holes = [f'{(self.numbers_ + self.codes_)[i].name} missing' for i in self.flagged_]
+    return np.array([c.name for c in self.numbers_] + codes + holes, dtype=object)
 
 # %% ../nbs/08_tables.ipynb #a8ed132c
 @patch
-def snap(self: TableCodec, z) -> np.ndarray:
-    "The nearest encoded rows that a table can hold."
-    z, n = np.asarray(z, float), len(self.numbers_)
+def _numbers_at(self: TableCodec, z):
+    "The number columns of encoded rows in their own units, rounded, in their ranges and in their orders."
     low, high, digits = (np.array([getattr(c, k) for c in self.numbers_]) for k in ('low', 'high', 'decimals'))
-    grid = 10. ** digits
-    x = np.clip(np.round((z[:, :n] * self.scale_ + self.mean_) * grid) / grid, low, high)
-    place = {c.name: i for i, c in enumerate(self.numbers_)}
+    grid, place = 10. ** digits, {c.name: i for i, c in enumerate(self.numbers_)}
+    x = np.clip(np.round((z[:, :len(grid)] * self.scale_ + self.mean_) * grid) / grid, low, high)
     for a, b in ((place[a], place[b]) for a, b in self.schema.order if a in place and b in place):
         broken = x[:, a] > x[:, b]
         middle = np.clip((x[broken, a] + x[broken, b]) / 2, low[b], high[a])
         x[broken, a], x[broken, b] = np.floor(middle * grid[a]) / grid[a], np.ceil(middle * grid[b]) / grid[b]
+    return x
+
+@patch
+def _holes(self: TableCodec, z):
+    "(n, columns) bool: the marked holes of encoded rows."
+    holes = np.zeros((len(z), len(self.widths_)), bool)
+    holes[:, self.flagged_] = z[:, z.shape[1] - len(self.flagged_):] > .5
+    return holes
+
+# %% ../nbs/08_tables.ipynb #982e6150
+@patch
+def snap(self: TableCodec, z) -> np.ndarray:
+    "The nearest encoded rows that a table can hold."
+    z = np.asarray(z, float)
     wide = [b > .5 if b.shape[1] == 1 else b.argmax(1)[:, None] == np.arange(b.shape[1]) for b in self.blocks(z)]
-    return np.concatenate([(x - self.mean_) / self.scale_, *wide], 1).astype(float)
+    rows, holes = np.concatenate([(self._numbers_at(z) - self.mean_) / self.scale_, *wide], 1), self._holes(z)
+    rows = np.where(np.repeat(holes, self.widths_, axis=1), self.fill_, rows)
+    return np.concatenate([rows, holes[:, self.flagged_]], 1).astype(float)
 
 # %% ../nbs/08_tables.ipynb #6ced3308
 @patch
 def inverse_transform(self: TableCodec, z) -> pd.DataFrame:
-    "Typed columns, in the order of the schema; no holes."
-    z, n = self.snap(z), len(self.numbers_)
+    "Typed columns, in the order of the schema; holes only where they are marked."
+    z, n, holes = self.snap(z), len(self.numbers_), {}
     out = {c.name: c.typed(z[:, i] * self.scale_[i] + self.mean_[i]) for i, c in enumerate(self.numbers_)}
     for c, b in zip(self.codes_, self.blocks(z)): out[c.name] = c.typed(b[:, 0] if len(c.levels) == 2 else b.argmax(1))
+    for c, hole in zip(self.numbers_ + self.codes_, self._holes(z).T):
+        v = out[c.name]
+        if hole.any(): out[c.name] = v.astype({'i': 'Int64', 'b': object}.get(v.dtype.kind, v.dtype)).mask(hole)
     return pd.DataFrame({c: out[c] for c in self.schema.columns if c in out})
 
 # %% ../nbs/08_tables.ipynb #67a6704c

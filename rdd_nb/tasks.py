@@ -217,6 +217,7 @@ def _check_sample(name, s, like):
     if not (s.x.isfinite().all() and s.y.isfinite().all()): raise ValueError(f'{name}: got values that are not finite')
     _shares(s.weights, s.x)
 
+# %% ../nbs/60_tasks.ipynb #18851f76
 def _check_environments(**given):
     for name, env in given.items():
         if env is None: raise ValueError(f'{name}: no environments, which a risk over environments needs')
@@ -240,6 +241,7 @@ def losses(self: Task, thetas, sample: Sample) -> Tensor: # (n,)
     target = sample.y if sample.target is None else sample.target
     return sum(self.loss(read(l, t, sample.x), target) for l, t in zip(self.learners, thetas)) / len(self.learners)
 
+# %% ../nbs/60_tasks.ipynb #9c8347d7
 @patch
 def values(self: Task, thetas, sample) -> Tensor: # (n_environments,)
     "Expected losses in the environments; one value if there is no risk over them."

@@ -211,7 +211,7 @@ def select_patches(
     h, w, n_classes = *x.shape[2:], n_classes or int(y.max()) + 1
     if factor < 1 or h % factor or w % factor:
         raise ValueError(f'factor={factor!r}: cannot divide an image of {h}x{w} pixels into so many patches a side')
-    best, patches = _best_crops(net, x, y, crops, generator(seed, 'patches'), least)
+    best, patches = _best_crops(net, x[:], y, crops, generator(seed, 'patches'), least)
     ids = torch.zeros_like(y) if clusters is None else torch.as_tensor(clusters, device=y.device)
     rows = _slots(best, y, ids, ipc * factor**2, n_classes).view(-1, factor, factor)
     return _packed(patches, rows), torch.arange(n_classes, device=x.device).repeat_interleave(ipc), rows.flatten(1)
@@ -227,6 +227,7 @@ class PatchSelection(Selection, names=('patches',)):
         self.steps, self.clusters = whole('steps', steps), clusters if clusters is None else whole('clusters', clusters)
 
     def begin(self, d):
+        if d.x.dim() != 4: raise ValueError(f'{self!r} packs patches of images, got samples of {tuple(d.x.shape[1:])}')
         plain = dataclasses.replace(d, train=functools.partial(d.train, plain=True))   # without the method's risk
         ids = class_kmeans_ids(d.x, d.y, self.clusters, d.seed) if self.clusters else None
         return select_patches(train_teacher(plain, self.steps), d.x, d.y, d.ipc, clusters=ids, seed=d.seed)[:2]

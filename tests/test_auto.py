@@ -9,7 +9,7 @@ from rdd_nb import auto
 from rdd_nb.auto import PORTFOLIO, Answers, Criterion, Evidence, choose, distill_auto, distill_together, hold_out, judge
 from rdd_nb.data import GroupedDataset, overlap
 from rdd_nb.distill import distill
-from rdd_nb.evaluation import Training
+from rdd_nb.training import Training
 from rdd_nb.methods import METHODS, as_method
 from rdd_nb.sources import load_data
 

@@ -10,7 +10,10 @@ import torch
 from rdd_nb.core import write_json
 from rdd_nb.corruptions import LADDER
 from rdd_nb.data import GroupedDataset
+from rdd_nb.hands_on import _best_place, movable_centres, share_slider, tail_slider
+from rdd_nb.kmeans import assign_nearest
 from rdd_nb.report import write_report
+from rdd_nb.risk import CVaR
 from test_report import CLASSES, comparison, on_damaged, row
 
 NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
@@ -207,3 +210,57 @@ def test_long_names_and_different_labels_fit_a_telephone(browser, tmp_path):
     assert found['scroll'] <= 390 and found['loose'] == []
     assert 'different labels' in browser.run("return document.querySelector('#summary').innerText")
     assert browser.console() == []
+
+
+# Pictures that move: the numbers of their scripts are those of the package
+
+def opened(browser, picture, path):
+    path.write_text(f'<!doctype html><title>t</title>{picture._repr_html_()}', encoding='utf-8')
+    browser.show(path.as_uri())
+    assert not browser.console() and browser.requests() == [path.as_uri()]
+    text = 'return document.querySelector("[data-text]").innerText'
+    return lambda: [float(v) for v in re.findall(r'\d+\.\d+', browser.run(text))]
+
+
+def slide(browser, value):
+    browser.run(f'const s = document.querySelector("input"); s.value = {value}; s.dispatchEvent(new Event("input"))')
+
+
+def test_the_slider_of_the_tail(browser, tmp_path):
+    losses = torch.rand(31, generator=torch.Generator().manual_seed(1)) * 3
+    numbers = opened(browser, tail_slider(losses), tmp_path/'tail.html')
+    assert numbers() == pytest.approx([.2, CVaR(.2)(losses).item(), losses.mean().item()], abs=.0051)
+    for tail in (.05, .33, 1.):
+        slide(browser, tail)
+        assert numbers() == pytest.approx([tail, CVaR(tail)(losses).item(), losses.mean().item()], abs=.0051)
+
+
+def test_centres_can_be_dragged_and_make_steps_of_k_means(browser, tmp_path):
+    points = torch.randn(50, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    centres = points[:3].clone()
+    numbers = opened(browser, movable_centres(points, centres), tmp_path/'centres.html')
+    start = assign_nearest(points, centres)[1].mean().item()
+    assert numbers() == pytest.approx([start], abs=.0051)
+    for _ in range(2):
+        ids, _ = assign_nearest(points, centres)
+        centres = torch.stack([points[ids == k].mean(0) for k in range(3)])
+        browser.run('document.querySelector("button").click()')
+        assert numbers() == pytest.approx([assign_nearest(points, centres)[1].mean().item()], abs=.0051)
+    browser.run('''const svg = document.querySelector("svg"), g = svg.querySelector("g"), b = svg.getBoundingClientRect();
+        g.dispatchEvent(new PointerEvent("pointerdown", {bubbles: true}));
+        svg.dispatchEvent(new PointerEvent("pointermove", {clientX: b.x + 1, clientY: b.y + 1}));
+        dispatchEvent(new PointerEvent("pointerup"));''')
+    assert numbers()[0] > assign_nearest(points, centres)[1].mean().item() + .05
+
+
+def test_the_slider_of_the_minority(browser, tmp_path):
+    draw = torch.Generator().manual_seed(3)
+    many, few = (torch.randn(n, 2, generator=draw, dtype=torch.float64) + m for n, m in ((60, 0.), (20, 4.)))
+    numbers = opened(browser, share_slider(many, few), tmp_path/'share.html')
+    for share in (.1, .02, .4):
+        if share != .1: slide(browser, share)
+        p = torch.tensor([(1 - share) / 60] * 60 + [share / 20] * 20, dtype=torch.float64)
+        both = torch.cat([many, few])
+        places = p @ both, _best_place(both, p, .1)
+        far = [(part - x).square().sum(1).mean().item() for x in places for part in (many, few)]
+        assert numbers() == pytest.approx(far, abs=.0051)

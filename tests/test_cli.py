@@ -22,7 +22,7 @@ from rdd_nb.sources import load_data
 from rdd_nb.cli import COMMANDS, main, parser
 from rdd_nb.commands import DEMO
 from rdd_nb.methods import METHODS
-from rdd_nb.evaluation import Training, train
+from rdd_nb.training import Training, train
 from rdd_nb.synthetic import SyntheticDataset, load, save
 
 NAMES = ['random', 'k-center', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance',
@@ -475,6 +475,24 @@ def test_a_terminal_without_umlauts(tmp_path):
     p = subprocess.run([*COMMAND, *argv], capture_output=True, env=ENV | dict(PYTHONIOENCODING='ascii'), cwd=tmp_path,
         timeout=200)
     assert p.returncode == 0 and b'\\xfc/run' in p.stdout, p.stderr
+
+
+def test_a_dry_run_says_the_cost_and_writes_nothing(call, tmp_path):
+    npz(tmp_path/'toy.npz')
+    code, out, _ = call('distill', 'toy.npz', *QUICK, '--dry-run', '--set', 'network.width=8')
+    assert code == 0 and re.match(r'3 steps: \S+ operations, about \d+ s; 0 MB of data, and at most \d+ MB', out)
+    assert {p.name for p in tmp_path.iterdir()} == {'toy.npz'}
+    refused(call('distill', 'toy.npz', '--method', 'auto', '--dry-run'), 'need one method')
+
+
+def test_a_profile_beside_the_run(call, tmp_path):
+    npz(tmp_path/'toy.npz')
+    code, out, _ = call('distill', 'toy.npz', *QUICK, '--profile', '--out', 'run')
+    assert code == 0 and 'real side' in out and 'backward' in out
+    assert {p.name for p in (tmp_path/'run').iterdir()} == RUN_FILES | {'trace.json', 'profile.txt'}
+    call('distill', 'toy.npz', *QUICK, '--out', 'plain')
+    one, two = (load(tmp_path/k/'synthetic.safetensors') for k in ('run', 'plain'))
+    assert torch.equal(one.x, two.x)
 
 
 def test_a_backend_that_does_not_exist(tmp_path):

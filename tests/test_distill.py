@@ -466,7 +466,7 @@ def test_data_of_the_wrong_kind(tmp_path):
     x, y = torch.rand(30, 1, 8, 8), torch.arange(30) % 3
     for data in ((x, y), x, None, 'digits', np.zeros((3, 8, 8))):
         refused(tmp_path, lambda out: distill(data, out=out), 'data', 'GroupedDataset')
-    refused(tmp_path, lambda out: run('rdd-distance', from_arrays(torch.rand(30, 5), y), out=out), '(5,)')
+    refused(tmp_path, lambda out: run('idc', from_arrays(torch.rand(30, 5), y), out=out), 'made for images')
     refused(tmp_path, lambda out: run('rdd-distance', from_arrays(torch.rand(30, 1, 2, 2), y), out=out), '2x2')
     for labels, word in ((y + 1, '0..C-1'), (y * 2, '0..C-1'), (y - 1, '0..'), (y[:-1], '30'),
                          (y.float() + .5, 'integers'), (y[:, None], 'shape')):

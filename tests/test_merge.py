@@ -506,7 +506,8 @@ QUESTIONS = {  # change, column or table to accept, what is said
                          'south', 'shares no column'),
     'four rows': (lambda t: dict(t, south=t['south'].groupby('diagnosis').head(2)), 'south',
                   '4 rows, 2 of the rarer class, are too few'),
-    'two ill': (lambda t: dict(t, south=pd.concat([v.head(n) for n, (_, v) in zip((40, 2), t['south'].groupby('diagnosis'))])),
+    'two ill': (lambda t: dict(t, south=pd.concat([v.head(n) for n, (_, v)
+                                                   in zip((40, 2), t['south'].groupby('diagnosis'))])),
                 'south', '2 of the rarer class'),
 }
 

@@ -10,7 +10,7 @@ import torch
 
 from rdd_nb.compare import FULL
 from rdd_nb.data import from_arrays
-from rdd_nb.distill import distill
+from rdd_nb.distill import Distiller, distill
 from rdd_nb.methods import CARDS, METHODS, Method, Network, as_method, idle, name_method
 
 
@@ -214,3 +214,40 @@ def test_numbers_of_the_command_line_are_whole():
                      dict(batch=dict(size=1.5)), dict(network=dict(life=float('nan')))):
         with pytest.raises(ValueError, match='expected a whole number'): as_method('gradient', **settings)
     assert Network(width=8) == Network.read('convnet(width=8)')
+
+
+# Batches that draw equally many of each cluster, and the real side in bfloat16
+
+def test_a_balanced_batch_has_as_many_of_each_cluster_and_weighs_them_by_their_share():
+    run = Distiller(TOY, as_method('rdd-distance', clustering='groups', batch='balanced(8)',
+                                    network=dict(width=4)), 2, device='cpu')
+    index, share = run.method.batch.draw(run, torch.Generator().manual_seed(0))
+    pairs = torch.stack([TOY.y[index], TOY.group[index]]).unique(dim=1, return_counts=True)[1]
+    assert pairs.tolist() == [4] * 6 and (TOY.y[index].diff() >= 0).all()
+    of_few = share[TOY.group[index] == 1].sum() / 3
+    assert torch.isclose(of_few, (TOY.group == 1).float().mean())
+
+
+@pytest.mark.parametrize('at, risk', [('distance', '0.5*mean + 0.5*cvar(0.5)'), ('target', 'twolevel(mean, mean)')])
+def test_a_balanced_batch_of_all_samples_is_a_random_one(at, risk):
+    how = dict(risk=risk, risk_at=at, clustering='kmeans(2)', steps=3, network=dict(width=4))
+    one, two = (distill(TOY, 'distribution', 2, device='cpu', progress=False, batch=b, **how)
+                for b in ('balanced(1000)', 'random(1000)'))
+    assert (one.x - one.initial).abs().max() > .01 and torch.allclose(one.x, two.x, atol=1e-4)
+
+
+@pytest.mark.parametrize('changes', [dict(clustering='nearest'), dict(risk=None)])
+def test_a_balanced_batch_without_fixed_clusters_is_refused(changes):
+    with pytest.raises(ValueError, match='needs clusters that stay as they are'):
+        as_method('rdd-distance', batch='balanced(8)', **changes)
+
+
+@pytest.mark.parametrize('method', ['rdd-distance', 'gradient', 'kernel'])
+def test_bfloat16_on_the_real_side_changes_little(method):
+    how = dict(steps=2, device='cpu', progress=False)
+    one, two = (distill(TOY, method, 2, network=dict(width=4, precision=p), **how) for p in ('float32', 'bfloat16'))
+    moved = (one.x - one.initial).norm()
+    assert 0 < (one.x - two.x).norm() < .1 * moved
+    for other in 'trajectory', 'unrolled', 'batch-norm':
+        with pytest.raises(ValueError, match='precision.*no effect'):
+            as_method(other, network=dict(precision='bfloat16'))

@@ -555,13 +555,13 @@ def test_an_equation_in_the_users_own_file(tmp_path):
 
 @pytest.mark.parametrize('args, text', [
     (['--pde', 'navier-stokes'], "pde: got 'navier-stokes', expected file.py:Class, or one of heat"),
-        (['--points', 0], 'points: got 0'), (['--points', -3], 'points: got -3'),
+        (['--points', 0], 'points=0'), (['--points', -3], 'points=-3'),
     (['--device', 'cuda:99'], "device='cuda:99' is not available"),
-        (['--labels', 70], 'labels: got 70, expected at most'), (['--labels', -1], 'labels: got -1'),
+        (['--labels', 70], 'labels: got 70, expected at most'), (['--labels', -1], 'labels=-1'),
             (['--risk', 'worst'], 'unknown risk'), (['--risk', 'cvar(tail=2)'], 'tail'),
     (['--risk', 'twolevel(mean, max)'], 'risk: got'), (['--objective', 'beauty'], 'objective: got'),
-        (['--steps', -1], 'steps: got -1'), (['--networks', 0], 'networks: got 0'),
-    (['--seed', -1], 'seed: got -1'), (['--seeds', 0], 'seeds: got 0')])
+        (['--steps', -1], 'steps=-1'), (['--networks', 0], 'networks=0'),
+    (['--seed', -1], 'seed=-1'), (['--seeds', 0], 'seeds=0')])
 def test_the_command_refuses_in_one_line(args, text, tmp_path):
     with pytest.raises(ValueError, match=text.replace('(', r'\(')) as e: command(*args, '--out', tmp_path/'x')
     assert '\n' not in str(e.value)
@@ -590,9 +590,9 @@ def asked(pde): return pde.reference(linspace(pde.low[0], pde.high[0], 5), linsp
 
 
 BAD = [
-    (lambda: make_pde('wave'), 'pde: got'), (lambda: Heat(math.inf), 'diffusivity: got inf'),
+    (lambda: make_pde('wave'), 'pde: got'), (lambda: Heat(math.inf), 'diffusivity=inf'),
         (lambda: Heat(-1), 'diffusivity'),
-    (lambda: Burgers(math.nan), 'viscosity: got nan'), (lambda: Burgers(True), 'viscosity'),
+    (lambda: Burgers(math.nan), 'viscosity=nan'), (lambda: Burgers(True), 'viscosity'),
         (lambda: AllenCahn(reaction=0), 'reaction'),
     (lambda: Helmholtz(math.pi), 'wavenumber'), (lambda: Helmholtz(math.nan), 'wavenumber'),
     (lambda: Heat(initial=lambda z, c: 1 + 0 * z),
@@ -610,13 +610,13 @@ BAD = [
     (lambda: asked(KdV(initial=lambda z, c: torch.sin(math.pi * z), walls=(Wall(), Wall()))), 'order 3'),
     (lambda: Heat().check([[1., 2.]]), 'conditions: got shape'),
         (lambda: Heat().check([[1., math.nan, 0]]), 'conditions: row 0'),
-    (lambda: outside(Heat(), 3, 0, along='colour'), 'along: got'),
-        (lambda: sample_points(Heat(), 2.5), 'points: got 2.5'),
-    (lambda: sample_points(Heat(), True), 'points: got True'), (lambda: prepare(Heat(), 'magic'), 'method: got'),
-    (lambda: prepare(Helmholtz(), 'causal'), 'need a time'), (lambda: Distillation(conditions=1), 'conditions: got 1'),
-    (lambda: Distillation(lr=0), 'lr: got 0'), (lambda: Distillation(learn=()), 'learn'),
+    (lambda: outside(Heat(), 3, 0, along='colour'), 'along='),
+        (lambda: sample_points(Heat(), 2.5), 'points=2.5'),
+    (lambda: sample_points(Heat(), True), 'points=True'), (lambda: prepare(Heat(), 'magic'), 'method: got'),
+    (lambda: prepare(Helmholtz(), 'causal'), 'need a time'), (lambda: Distillation(conditions=1), 'conditions=1'),
+    (lambda: Distillation(lr=0), 'lr=0'), (lambda: Distillation(learn=()), 'learn'),
         (lambda: Distillation(start='halton'), 'start'),
-    (lambda: fit(Heat(), sample_points(Heat(), 4), steps=-1), 'steps: got -1')]
+    (lambda: fit(Heat(), sample_points(Heat(), 4), steps=-1), 'steps=-1')]
 
 
 @pytest.mark.parametrize('call, text', BAD)

@@ -14,10 +14,12 @@ MODULES = {p.stem: p.read_text(encoding='utf-8') for p in (ROOT/'rdd_nb').glob('
 
 # from the top of the house to the ground; a module imports from lower floors only, never from its own
 FLOORS = [
-    'cli', 'commands', 'sweep sites', 'report', 'report_images compare merge collocation', 'findings auto',
-    'distill runs surrogates', 'methods evaluation tasks pinn', 'bilevel trajectory moments teacher foreign blocks',
-    'matching synthetic metrics sources equations plots', 'clustering', 'shifts coresets',
-    'data tables learners models augment corruptions intervals kmeans risk priors spectral', 'parts', 'core pictures'
+    'cli', 'commands', 'sweep sites', 'report', 'report_images compare merge collocation', 'findings auto distributed',
+    'distill runs surrogates evaluation', 'methods training tasks pinn',
+    'bilevel trajectory moments teacher foreign blocks',
+    'matching synthetic metrics sources equations plots', 'clustering', 'shifts coresets tabular hands_on',
+    'data tables learners models augment corruptions intervals kmeans risk priors spectral', 'cvar', 'parts rows profiling',
+    'core pictures'
 ]
 HEIGHT = {module: -depth for depth, floor in enumerate(FLOORS) for module in floor.split()}
 
@@ -117,10 +119,11 @@ def wheel(tmp_path_factory):
     tmp = tmp_path_factory.mktemp('build')
     for path in ['settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE']:
         shutil.copy(ROOT / path, tmp)
-    for path in ['rdd_nb', 'nbs', 'tests']:
+    for path in ['rdd_nb', 'nbs', 'tests']:   # nbs with the solutions of the assignments
         shutil.copytree(ROOT / path, tmp / path, ignore=shutil.ignore_patterns('__pycache__'))
     sdist = build(tmp, 'sdist')
     shutil.unpack_archive(sdist, tmp/'unpacked', filter='data')
+    assert not list((tmp/'unpacked').rglob('_source'))
     return zipfile.ZipFile(build(next((tmp/'unpacked').iterdir()), 'wheel'))
 
 
@@ -128,9 +131,14 @@ def test_wheel_holds_package_and_tutorials(wheel):
     expected = {p.relative_to(ROOT).as_posix() for p in (ROOT/'rdd_nb').glob('*.py')}
     expected |= {'rdd_nb/' + p.relative_to(ROOT/'nbs').as_posix() for p in (ROOT/'nbs'/'tutorials').rglob('*.ipynb')
                  if '.ipynb_checkpoints' not in p.parts}
+    release = ROOT/'nbs'/'assignments'/'release'
+    expected |= {'rdd_nb/assignments/' + p.relative_to(release).as_posix() for p in release.rglob('*.ipynb')
+                 if '.ipynb_checkpoints' not in p.parts}
     files = {f for f in wheel.namelist() if '.dist-info/' not in f}
     assert files == expected
     assert any(f.startswith('rdd_nb/tutorials/') for f in files) and 'rdd_nb/_modidx.py' in files
+    assert 'rdd_nb/assignments/1_cvar/1_cvar.ipynb' in files
+    assert not any(b'BEGIN SOLUTION' in wheel.read(f) or b'BEGIN HIDDEN' in wheel.read(f) for f in files)
 
 
 def test_wheel_metadata(wheel):
@@ -152,7 +160,8 @@ def test_wheel_works_without_nbdev(wheel, tmp_path):
     script = f'''
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
-sys.modules.update(dict.fromkeys(['nbdev', 'execnb', 'ghapi', 'IPython', 'pytest', 'hypothesis', 'cvxpy']))  # as if not there
+# as if they were not there
+sys.modules.update(dict.fromkeys(['nbdev', 'execnb', 'ghapi', 'IPython', 'pytest', 'hypothesis', 'cvxpy']))
 from importlib import import_module
 for name in {sorted(MODULES)}:
     assert import_module('rdd_nb.' + name).__file__.startswith({str(tmp_path)!r})
@@ -162,3 +171,25 @@ sys.exit(import_module('rdd_nb.cli').main())
     done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'demo' in done.stdout
+
+
+def test_the_installed_package_lends_tutorials_and_assignments(wheel, tmp_path):
+    wheel.extractall(tmp_path/'site')
+    start = 'import sys; from rdd_nb.cli import main; sys.exit(main())'
+
+    def call(*argv):
+        env = os.environ | {'PYTHONPATH': str(tmp_path/'site')}
+        return subprocess.run([sys.executable, '-c', start, *argv], cwd=tmp_path, env=env, capture_output=True,
+                              text=True)
+    for kind in 'tutorial', 'assignment':
+        listed = call(kind, 'list')
+        names = re.findall(r'^(\S+)$', listed.stdout, re.M)
+        assert listed.returncode == 0
+        assert len(names) == len([f for f in wheel.namelist() if f.startswith(f'rdd_nb/{kind}s/')])
+        assert all(line.strip() for line in listed.stdout.splitlines())
+        got = call(kind, 'get', names[0], 'mine')
+        assert got.returncode == 0 and (tmp_path/'mine'/f'{names[0]}.ipynb').is_file(), got.stderr
+        (mine := tmp_path/'mine'/f'{names[0]}.ipynb').write_text('my work')
+        again = call(kind, 'get', names[0], 'mine')
+        assert again.returncode == 2 and 'exists already' in again.stderr and mine.read_text() == 'my work'
+    assert '1_cvar' in call('assignment', 'get', 'cvar', 'mine').stderr
