@@ -149,7 +149,7 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profi
 
 def _estimated(splits, method, ipc, seed, device, trust):
     from rdd_nb.compare import trusting
-    from rdd_nb.distill import estimate
+    from rdd_nb.estimate import estimate
     with trusting(trust): found = estimate(splits.train, method, ipc, seed, device)
     print(f'{found["steps"]} steps: {found["operations"]:.3g} operations, about {found["seconds"]:.0f} s; '
           f'{found["data_mb"]:.0f} MB of data, and at most {found["peak_mb"]:.0f} MB beside them')
