@@ -190,7 +190,7 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ('JUPYTER_PATH', 'RDD_NB_KERNEL_CPU_SECONDS'): patch.setenv(name, os.environ.get(name, ''))
         patch.setenv('PYTHONPATH', str(ROOT))
-        patch.setattr(api, 'get_alembic_version', cache(api.get_alembic_version))   # a process of three seconds
+        patch.setattr(api, 'get_alembic_version', cache(api.get_alembic_version))   # takes three seconds
         home = tmp_path_factory.mktemp('home')
         copy, enter = commands('Once: make the folder of your course')
         assert enter == 'cd ~/course'
@@ -384,7 +384,9 @@ def test_a_submission_that_cannot_be_interrupted_spares_the_others(little):
     assert scores(little, 'little', 'zoe') == {'test-stubborn': 1} and seconds < 300
 
 
-def test_the_commands_for_a_classroom_server(little):
+def test_the_commands_for_a_classroom_server(little, monkeypatch):
+    from jupyter_client.launcher import launch_kernel      # a real process
+    monkeypatch.setattr('jupyter_client.provisioning.local_provisioner.launch_kernel', launch_kernel)
     (exchange := little/'exchange').mkdir()
     exchange.chmod(0o777)
     (student := little/'home-of-ada').mkdir()
