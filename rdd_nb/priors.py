@@ -135,7 +135,7 @@ def _ranks(values, columns):
 class Quantiles(Prior):
     "Each number is one that occurs in its column (or pixel) of the real samples; what moves is its rank."
     def begin(self, images, x, y=None, seed=0, progress=False):
-        columns, shape = x.detach().flatten(1).T.sort(1).values.contiguous(), images.shape[1:]
+        columns, shape = x[:].detach().flatten(1).T.sort(1).values.contiguous(), images.shape[1:]
         last, middle = columns.shape[1] - 1, columns.mean(1)
         scale = 12**.5 * columns.std(1, correction=0) + 1e-12                  # of a uniform variable with this spread
         z = middle + scale * (_ranks(images.detach().flatten(1).T.contiguous(), columns).T - .5)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SURROGATES', 'NotApplicable', 'Surrogate', 'Shipped', 'Quantisation', 'Parameters', 'TrainingLoss', 'Exact',
-           'surrogates', 'spearman', 'faithfulness', 'read_sample', 'rank_surrogates']
+           'surrogates', 'spearman', 'faithfulness', 'read_sample', 'rank_surrogates', 'table_task']
 
 # %% ../nbs/60_surrogates.ipynb #962730ac
 import copy
@@ -22,9 +22,10 @@ from .intervals import interval
 from .matching import Batch, Clusters, DistributionMatching, Objective, within_clusters
 from .moments import _FeatureMatcher
 from .parts import Setup
-from .risk import Mean, TwoLevel
+from .risk import Mean, TwoLevel, WorstCase
 from .tables import TableCodec, read_schema
-from .tasks import Sample, Task, by_environment, class_ids, descend, random_subsets
+from .tasks import (Logistic, RidgeLearner, Sample, Task, by_environment, class_ids, descend, random_subsets,
+                          split)
 from .teacher import BatchNormAlignment
 from .trajectory import TrajectoryMatching
 
@@ -283,3 +284,16 @@ def rank_surrogates(
     rows = {name: pd.concat({m: pd.Series(interval([r[name][m] for r in runs]), dtype=float) for m in measures})
             for name in runs[0]}
     return pd.DataFrame(rows).T.sort_values(('rank_correlation', 'mean'), ascending=False)
+
+# %% ../nbs/60_surrogates.ipynb #4eee94fa
+def table_task(
+    frame,    # a DataFrame
+    target,   # the column to predict
+    env=None, # the column of environments, the worst of which counts
+):
+    "A function of a seed that gives the usual task for a table on random halves. Raises `ValueError` as `read_sample`."
+    data = read_sample(frame, target, env)
+    classes, risk = data.y.shape[1] > 1, None if env is None else WorstCase()
+    learner = Logistic(.01) if classes else RidgeLearner(.01)
+    loss = learner.criterion if classes else lambda p, y: (p - y).square().sum(1)
+    return lambda seed: Task(*split(data, seed), learner, loss, risk, free_y=not classes)

@@ -316,6 +316,13 @@ TABLE = [
     Bad('merge a.csv b.csv --target ill --borrow 3', 'borrow'),
     Bad('merge a.csv b.csv --target ill --steps -1', 'steps'),
     Bad('merge a.csv gaps.csv --target ill', 'gaps.csv'),
+    # rank
+    Bad('rank a.csv', 'required: --target'),
+    Bad('rank lost.csv --target ill', 'lost.csv: there is no such file'),
+    Bad('rank a.csv --target sick', "no column 'sick'"),
+    Bad('rank a.csv --target ill --sites ward', "env: there is no column 'ward'"),
+    Bad('rank a.csv --target ill --seeds 1', '--seeds=1'),
+    Bad('rank a.csv --target ill --candidates 2', '--candidates=2'),
     # pinn
     Bad('pinn --out new --pde wave', 'wave'),
     Bad('pinn --out file', 'file'),
