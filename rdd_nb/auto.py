@@ -355,7 +355,8 @@ def _asked(a) -> dict:
     if not isinstance(val, GroupedDataset) or not len(val) or val.classes != train.classes:
         raise ValueError(f'val={shown(val)}: expected validation samples of the classes of the training data')
     if val.stored.shape[1:] != train.stored.shape[1:]:
-        raise ValueError(f'val has samples of shape {tuple(val.stored.shape[1:])}, and train of {tuple(train.stored.shape[1:])}')
+        shapes = (tuple(d.stored.shape[1:]) for d in (val, train))
+        raise ValueError('val has samples of shape {}, and train of {}'.format(*shapes))
     numbers = {k: whole(k, a[k], least) for k, least in (('ipc', 1), ('seed', 0), ('networks', 1), ('draws', 20))}
     hashes = {k: a[k].without_groups().hash() for k in ('train', 'val')}
     return numbers | hashes | dict(

@@ -67,7 +67,8 @@ def working(path):
 def counts(path):
     "What the rules look at."
     sizes = sorted(len(lines(t)) for t in code(path))
-    return dict(words=words(path) / sum(sizes), median=statistics.median(sizes), p90=sizes[-(-9 * len(sizes) // 10) - 1],
+    return dict(words=words(path) / sum(sizes), median=statistics.median(sizes),
+                p90=sizes[-(-9 * len(sizes) // 10) - 1],
                 cells_per_picture=len(cells(path)) / max(pictures(path), 1), working=working(path),
                 width=max(len(l) for t in code(path) for l in t.splitlines()))
 
