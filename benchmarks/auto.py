@@ -25,7 +25,7 @@ from rdd_nb.intervals import interval
 from rdd_nb.methods import as_method
 from rdd_nb.sources import load_data
 
-from common import commit, options, write
+from common import Rows, commit, options, write
 
 MNIST = dict(name='mnist', share=.05, size=16, limit=2400, val=400, test=500)
 FASHION = MNIST | dict(name='fashion-mnist')
@@ -225,9 +225,13 @@ def main():
     whole = {k for k, p in paths.items() if not any(missing(p, TASKS[k[0]]['name'])[:2])}
     command = 'python benchmarks/auto.py --work runs/auto --only'
     not_run = [f'{command} "{t}"' for t in tasks if any((t, s) not in whole for s in range(args.seeds))]
-    rows = [scored(p) for k, p in paths.items() if k in whole]
+    kept = Rows(args.work/'scores.json', lambda r: (r['task'], r['seed'], len(r['runs']), *r['scores']))
+    rows = []
+    for k in sorted(whole, key=list(paths).index):
+        runs = len(json.loads(read_tensors(paths[k])[1]['auto'])['runs'])
+        rows.append(kept.row((*k, runs, *CRITERIA, TOLD), lambda: scored(paths[k])))
     found, cost = summary(rows, tasks), args.work/'price.json'
-    if not cost.exists() and time.perf_counter() < stop: write_json(cost, price())
+    if not cost.exists(): write_json(cost, price())
     settings = {d: {k: m.describe() for k, m in members(d).items()} for d in CHANGES}
     write(args.out, criterion=CRITERION, development=DEVELOPMENT, read_before=READ_BEFORE, tasks=TASKS, ipc=IPC,
           epochs=EPOCHS, members=settings, not_run=not_run, price=read_json(cost) if cost.exists() else None, rows=rows,

@@ -64,6 +64,8 @@ def contestants(shape, width, batch, device):
     train = data.GroupedDataset(x, y, torch.arange(n) % 2, groups=['a', 'b'])
     small = dict(steps=10**6, network=dict(width=width, steps=0, life=10**6), batch=dict(size=batch), start='random')
     steps = {m: Distiller(train, as_method(m, **small), IPC, 0, device).step for m in METHODS}
+    fewer = as_method('rdd-distance', **small | dict(batch=f'balanced({batch // 4})'))
+    steps['rdd-distance, balanced quarter'] = Distiller(train, fewer, IPC, 0, device).step
     net = make_model('convnet', shape, CLASSES, width=width).to(device)
     images = torch.randn(CLASSES * IPC, *shape, device=device, requires_grad=True)
     sy = torch.arange(CLASSES, device=device).repeat_interleave(IPC)
@@ -118,7 +120,7 @@ def main():
             rows.append(dict(size=size, shape=shape, width=width, batch=batch, ipc=IPC, method=name, seconds=best[name],
                              steps_per_second=1 / best[name], to_eager=best[name] / base, peak_mb=round(mb, 1)))
             print(
-                f"{size:7} {name:19} {1 / best[name]:8.2f} steps/s   time / eager {best[name] / base:5.2f}   {mb:7.1f} MB",
+                f"{size:7} {name:30} {1 / best[name]:8.2f} steps/s   time / eager {best[name] / base:5.2f}   {mb:7.1f} MB",
                 flush=True)
     write(args.out, config=dict(device=args.device, threads=torch.get_num_threads(), seconds=args.seconds), rows=rows)
 

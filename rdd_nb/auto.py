@@ -190,7 +190,7 @@ class SharedTailCriterion(TailCriterion, names=('sharedtail',)):
         v = e.values(self.of)
         return CVaR(self.tail).weights(v.mean(0).expand_as(p), p) @ v.T
 
-# %% ../nbs/66_auto.ipynb #c884addc
+# %% ../nbs/66_auto.ipynb #7c07cf97
 class MistakesCriterion(MeanCriterion, names=('mistakes',)):
     "The mean over the validation samples, weighted by the loss of networks that saw real samples for a few updates."
     def __init__(self,

@@ -66,6 +66,7 @@ def _no_memory(e):
     signs = 'allocate memory|out of memory|ALLOC_FAILED|Storage size calculation overflowed'
     return isinstance(e, MemoryError) or bool(re.search(signs, str(e)))
 
+# %% ../nbs/00_core.ipynb #c773dfe9
 @contextmanager
 def enough_memory(
     settings: str,  # what would need less, e.g. 'a smaller ipc or batch'
@@ -87,6 +88,7 @@ def chunk(
     "How much to take at a time: `size`, or an eighth of it after memory ran out once."
     return max(1, size // _divisor[0])
 
+# %% ../nbs/00_core.ipynb #e4525786
 def within_memory(
     f,              # a function without arguments that may run a second time
     settings: str,  # as for `enough_memory`

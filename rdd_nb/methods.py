@@ -356,7 +356,7 @@ name_method(
     'Distribution matching with one distance for each cluster, and mean + CVaR of these distances.', 'distribution',
     f'after {_RDD}')
 
-# %% ../nbs/44_methods.ipynb #afab71fd
+# %% ../nbs/44_methods.ipynb #243fdb31
 name_method(
     'rdd-hard',
     dataclasses.replace(_DISTRIBUTION, start='balanced', base='density', clustering='kmeans(2, losses, 40)',

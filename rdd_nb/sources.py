@@ -319,7 +319,7 @@ def _found(name, root, download, size):
     if name == 'digits': return dict(train=_digits(), val=200, test=500)
     if name in SOURCES: return {part: _named(name, root, download, part == 'train') for part in ('train', 'test')}
     if path.suffix.lower() == '.npz': return dict(train=_from_npz(path))
-    if (path / 'x.npy').is_file(): return dict(train=_from_npy(path))
+    if os.path.isfile(path / 'x.npy'): return dict(train=_from_npy(path))
     if os.sep in name or os.path.exists(path): return _from_image_folder(path, size)
     known = ', '.join(['digits', *SOURCES, *TASKS])
     files = 'a folder (of images, or x.npy and y.npy), an .npz file, or a table'

@@ -1,5 +1,6 @@
 """The graded course: students' versions, points, the whole way through nbgrader, wrong and hostile submissions."""
-import ast, contextlib, copy, csv, importlib.util, io, json, os, re, shutil, socket, subprocess, sys, time
+import ast, contextlib, csv, importlib.util, io, json, os, re, shutil, socket, subprocess, sys, time
+from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COURSE = ROOT/'nbs'/'assignments'
 NAMES = sorted(p.name for p in (COURSE/'_source').iterdir() if p.is_dir() and p.name[0] not in '._')
 sys.path.insert(0, str(Path(__file__).parent))
+from kernels import Forked
 from wrong_solutions import WRONG
 
 
@@ -78,7 +80,7 @@ def load(path):
     return module
 
 
-def test_students_versions_are_what_nbgrader_makes_of_the_sources(tmp_path, monkeypatch):
+def test_students_versions_are_what_nbgrader_makes_of_the_sources(home, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['make_assignments.py', '--out', str(tmp_path)])
     monkeypatch.chdir(ROOT)
     load(ROOT/'tools'/'make_assignments.py').main()
@@ -184,9 +186,11 @@ def follow(line, folder, home):
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
     "A home with the folder of a course, made as the page says; the environment is put back in the end."
+    from nbgrader import api
     with pytest.MonkeyPatch.context() as patch:
         for name in ('JUPYTER_PATH', 'RDD_NB_KERNEL_CPU_SECONDS'): patch.setenv(name, os.environ.get(name, ''))
         patch.setenv('PYTHONPATH', str(ROOT))
+        patch.setattr(api, 'get_alembic_version', cache(api.get_alembic_version))   # a process of three seconds
         home = tmp_path_factory.mktemp('home')
         copy, enter = commands('Once: make the folder of your course')
         assert enter == 'cd ~/course'
@@ -216,7 +220,15 @@ def wrong(name): return next({c: (old, new)} for n, c, _, old, new, _ in WRONG i
 
 
 @pytest.fixture(scope='module')
-def graded(home):
+def quick():
+    "Kernels start as forks; one test does without."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('jupyter_client.provisioning.local_provisioner.launch_kernel', Forked)
+        yield
+
+
+@pytest.fixture(scope='module')
+def graded(home, quick):
     "The folder of a course in which ada handed in the reference of everything, and bob one wrong solution."
     course, mistake = home/'course', {c['id']: source_of(c) for c in cells('1_cvar')}
     (cell, (old, new)), = wrong('1_cvar').items()
@@ -259,13 +271,14 @@ def test_a_wrong_solution_has_the_same_points_with_nbgrader_as_here(graded):
     assert float(grades(graded)['1_cvar', 'bob']['score']) == sum(expected.values())
 
 
-def test_validate_tells_a_student_what_is_missing(home, monkeypatch):
+def test_validate_tells_a_student_what_is_missing(home, quick, monkeypatch):
     from nbgrader.validator import Validator
     name, = NAMES[:1]
     monkeypatch.setattr(Validator, 'stream', said := io.StringIO())
     shutil.copy(COURSE/'release'/name/f'{name}.ipynb', home)
     line = next(line for line in commands('With a plain folder') if 'validate' in line)
-    assert nbgrader(line, home)[0] == 0
+    code, log = nbgrader(line, home)
+    assert code == 0, log
     said = said.getvalue()
     assert f'VALIDATION FAILED ON {len(automatic(name))} CELL(S)!' in said
     assert said.count('NotImplementedError: still to be written') == len(automatic(name))
@@ -311,7 +324,7 @@ def little(home, tmp_path):
     for part in '_kernel', 'nbgrader_config.py':
         (shutil.copytree if part == '_kernel' else shutil.copy)(COURSE/part, tmp_path/part)
     with (tmp_path/'nbgrader_config.py').open('a', encoding='utf-8') as f:
-        f.write("\nc.Execute.timeout = 1\nos.environ['RDD_NB_KERNEL_CPU_SECONDS'] = '3'\n")
+        f.write("\nc.Execute.timeout = 1\nos.environ['RDD_NB_KERNEL_CPU_SECONDS'] = '30'\n")
     return tmp_path
 
 
@@ -339,7 +352,10 @@ def contained():
     except OSError: return False
 
 
-@pytest.mark.skipif(not contained(), reason='this machine has no Landlock of version 6 (Linux 6.12)')
+guarded = pytest.mark.skipif(not contained(), reason='this machine has no Landlock of version 6 (Linux 6.12)')
+
+
+@guarded
 def test_hostile_submissions_end_in_time_and_change_nothing(little):
     (target := little/'target.txt').write_text('precious')
     victim = subprocess.Popen(['sleep', '600'])
@@ -347,8 +363,7 @@ def test_hostile_submissions_end_in_time_and_change_nothing(little):
         known = dict(TARGET=str(target), PID=victim.pid, PORT=server.getsockname()[1])
         harm = small(LOOPS | HARMFUL | {'harmless': 'open("mine.txt").read()'}, **known)
         tests = [c | dict(source='pass') if 'points' in grading(c) else c for c in harm['cells']]
-        code, log, seconds = hand_in(little, harm, bob=harm | dict(cells=tests), eve=small({'stubborn': STUBBORN}),
-                                     zoe=small({'harmless': ''}))
+        code, log, seconds = hand_in(little, harm, bob=harm | dict(cells=tests))
     alive = victim.poll() is None
     victim.kill(), victim.wait()
     assert alive and target.read_text() == 'precious'
@@ -356,8 +371,17 @@ def test_hostile_submissions_end_in_time_and_change_nothing(little):
     left = {p.name: p.stat().st_size for p in (little/'autograded'/'bob'/'little').iterdir()}
     assert left.keys() == {'little.ipynb', 'mine.txt', 'link', 'big'}      # and no temporary folder
     assert left['little.ipynb'] < 2_500_000 and left['big'] <= 100 << 20
+    assert code == 0 and seconds < 300
+
+
+@guarded
+def test_a_submission_that_cannot_be_interrupted_spares_the_others(little):
+    with (little/'nbgrader_config.py').open('a', encoding='utf-8') as f:
+        f.write("\nos.environ['RDD_NB_KERNEL_CPU_SECONDS'] = '3'\n")
+    fine = small({'stubborn': ''})
+    code, log, seconds = hand_in(little, fine, eve=small({'stubborn': STUBBORN}), zoe=fine)
     assert code == 1 and 'eve' in log and not (little/'autograded'/'eve'/'little').exists()
-    assert (little/'autograded'/'zoe'/'little'/'little.ipynb').exists() and seconds < 120
+    assert scores(little, 'little', 'zoe') == {'test-stubborn': 1} and seconds < 300
 
 
 def test_the_commands_for_a_classroom_server(little):

@@ -698,7 +698,7 @@ def test_every_named_architecture_can_be_built():
         ('vgg11', dict(), 1, ('vgg11', '1x1', 'at least 2x2')),
         ('alexnet', dict(), 3, ('alexnet', '3x3', 'at least 4x4')),
         ('vit', dict(), 6, ('vit', '6x6', 'patch=4')),
-        *[(m, dict(), None, (m, '(5,)', 'mlp')) for m in ('convnet', 'resnet18', 'vgg11', 'alexnet', 'vit')],
+        *[(m, dict(), None, (m, '(5,)', 'mlp')) for m in ('resnet18', 'vgg11', 'alexnet', 'vit')],
     ],
 )
 def test_networks_too_deep_for_an_image_say_so(model, changes, size, words):

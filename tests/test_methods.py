@@ -71,7 +71,7 @@ OTHER = dict(
     batch=lambda m: dict(size=4),
     augment=lambda m: 'crop' if not m.augment else 'scale',
 )
-NETWORK = dict(model='mlp', width=6, life=2, steps=3, lr=.3, batch=9, mix=.9)
+NETWORK = dict(model='mlp', width=6, life=2, steps=3, lr=.3, batch=7, mix=.9)
 OTHER |= {f'network.{k}': lambda m, k=k, v=v: {k: v} for k, v in NETWORK.items()}
 
 

@@ -145,13 +145,26 @@ def front_matter(path):
     return getattr(nb, 'frontmatter_', {})
 
 
-def page_link(target, path, pages):
-    "The relative link from the page of `path` to that of the notebook `target`; other targets stay."
+def page_link(target, path, pages, out):
+    "The relative link from the page of `path` to that of the notebook `target`, or to another file of the project."
     file, _, anchor = target.partition('#')
     other = Path(os.path.normpath(path.parent/file))
-    if other not in pages: return target
     anchor = '#' + anchor.lower() if anchor else ''
-    return posixpath.relpath(pages[other].as_posix(), path.parent.as_posix()) + anchor
+    if other in pages: return posixpath.relpath(pages[other].as_posix(), path.parent.as_posix()) + anchor
+    found = get_config().nbs_path/other
+    return Path(os.path.relpath(found, (out/pages[path]).parent)).as_posix() if found.exists() else target
+
+
+def drop_dead_anchors(folder):
+    "Let links to a place that a page lacks lead to the page: what is private has no documentation of its own."
+    texts = {p.resolve(): p.read_text(encoding='utf-8') for p in folder.rglob('*.html')}
+    names = {p: set(re.findall(r'\bid="([^"]+)"', text)) for p, text in texts.items()}
+    for p, text in texts.items():
+        def mended(match):
+            other = (p.parent/match[1]).resolve()
+            return f'href="{match[1]}"' if other in names and match[2] not in names[other] else match[0]
+        new = re.sub(r'href="([\w./-]+\.html)#([^"]+)"', mended, text)
+        if new != text: p.write_text(new, encoding='utf-8')
 
 
 def make_pages(some, out):
@@ -166,6 +179,7 @@ def make_pages(some, out):
     titles = {pages[p]: fronts[p].get('title', p.stem) for p in order}
     chosen = [p.resolve().relative_to(cfg.nbs_path.resolve()) for p in some] or order
     found = [s for path in chosen for s in sections(make_page(path, fronts[path], pages, titles, out), pages[path])]
+    drop_dead_anchors(out)
     write_index(found, {pages[path].as_posix(): titles[pages[path]] for path in chosen}, out)
     print(f'{len(chosen)} pages in {out}')
 
@@ -183,7 +197,7 @@ def make_page(path, front, pages, titles, out):
     with tempfile.NamedTemporaryFile('w', suffix='.html', encoding='utf-8') as nav:
         nav.write(navigation(titles, pages[path]))
         nav.flush()
-        source = readable(nb, lambda link: page_link(link, path, pages))
+        source = readable(nb, lambda link: page_link(link, path, pages, out.resolve()))
         html = pypandoc.convert_text(source, 'html5', format=FROM, extra_args=[*options, '-B', nav.name])
     code, site = f"{cfg.git_url}/blob/{cfg.branch}/", f"{cfg.doc_host}{cfg.doc_baseurl}/"
     root = Path(os.path.relpath(cfg.config_path, out)).as_posix() + '/'

@@ -30,7 +30,7 @@ c.ClearSolutions.code_stub = {'python': "# your code here\nraise NotImplementedE
 c.ClearSolutions.text_stub = '*Write your answer here.*'
 c.IncludeHeaderFooter.header = ''
 c.Execute.timeout = CELL_SECONDS
-c.Execute.iopub_timeout = 10
+c.Execute.iopub_timeout = CELL_SECONDS
 usual = Autograde.class_traits()['autograde_preprocessors'].default()
 c.Autograde.autograde_preprocessors = [Execute if p is preprocessors.Execute else p for p in usual]
 if GUARDED:
