@@ -30,6 +30,7 @@ def _there(t, names, what):
 
 def _listed(names): return ', '.join(map(repr, list(names)[:12])) + ', ...' * (len(names) > 12)
 
+# %% ../nbs/09_tabular.ipynb #1c1867e9
 def _classes(t, target):
     "Rows that have a target, and the target as a column."
     if (lost := int(t[target].isna().sum())) == len(t): raise ValueError(f'target {target!r}: has no value in any row')
@@ -82,6 +83,7 @@ def _names(value) -> list:
     "Names of columns from a text with commas, or a list of them."
     return [v.strip() for v in value.split(',') if v.strip()] if isinstance(value, str) else list(value)
 
+# %% ../nbs/09_tabular.ipynb #c3dc7e2a
 def _read(table, target, groups, missing, drop):
     "The table without what is left out, and the names of its group columns."
     t, groups = read_table(table, ('?', *_names(missing))), _names(groups)
@@ -165,6 +167,7 @@ def describe(self: TableCodec) -> dict:
     return dict(target=asdict(self.schema.target), columns=columns, order=self.schema.order, chosen=self.columns,
                 holes=self.holes, **fitted)
 
+# %% ../nbs/09_tabular.ipynb #fd1882ab
 def read_codec(
     about,  # what `describe` gave
 ) -> TableCodec:
