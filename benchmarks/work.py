@@ -16,7 +16,8 @@ from rdd_nb import shifts
 from rdd_nb.core import read_json
 from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import Distiller
-from rdd_nb.evaluation import Training, evaluate
+from rdd_nb.training import Training
+from rdd_nb.evaluation import evaluate
 from rdd_nb.methods import as_method
 from rdd_nb.sources import load_data
 

@@ -395,7 +395,8 @@ def draw(self: _Folder, s):
 @patch
 def clear(self: _Folder):
     "Remove what a run that failed has written."
-    for name in ('config.json', 'checkpoint.pt', 'metrics.jsonl', 'trace.json', 'profile.txt'): (self.out/name).unlink(missing_ok=True)
+    for name in ('config.json', 'checkpoint.pt', 'metrics.jsonl', 'trace.json', 'profile.txt'):
+        (self.out/name).unlink(missing_ok=True)
     if self.fresh and self.out.is_dir() and not any(self.out.iterdir()): self.out.rmdir()
 
 # %% ../nbs/45_distill.ipynb #89859e89

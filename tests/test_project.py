@@ -18,7 +18,8 @@ FLOORS = [
     'distill runs surrogates evaluation', 'methods training tasks pinn',
     'bilevel trajectory moments teacher foreign blocks',
     'matching synthetic metrics sources equations plots', 'clustering', 'shifts coresets tabular hands_on',
-    'data tables learners models augment corruptions intervals kmeans risk priors spectral', 'cvar', 'parts rows profiling',
+    'data tables learners models augment corruptions intervals kmeans risk priors spectral', 'cvar',
+    'parts rows profiling',
     'core pictures'
 ]
 HEIGHT = {module: -depth for depth, floor in enumerate(FLOORS) for module in floor.split()}

@@ -11,7 +11,8 @@ from rdd_nb.coresets import class_kmeans_ids, class_medoids, density_weights, he
 from rdd_nb.core import OutOfMemory, generator
 from rdd_nb.data import GroupedDataset, from_arrays, split
 from rdd_nb.distill import Distiller, distill
-from rdd_nb.evaluation import Training, evaluate, fit_clusters, train
+from rdd_nb.training import Training, train
+from rdd_nb.evaluation import evaluate, fit_clusters
 from rdd_nb.kmeans import KMeans, assign_nearest
 from rdd_nb.methods import as_method
 from rdd_nb.rows import Rows, take
