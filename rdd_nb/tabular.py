@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['split_table', 'frame_of', 'read_codec']
 
-# %% ../nbs/09_tabular.ipynb #927ed8d1
+# %% ../nbs/09_tabular.ipynb #4ab7ee33
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-# %% ../nbs/09_tabular.ipynb #dd5fbe42
+# %% ../nbs/09_tabular.ipynb #936dba14
 from fastcore.basics import patch
 from .core import generator
 from .data import GroupedDataset, Splits, draw_parts, stratified
 from .parts import shown, whole
 from .tables import Column, Schema, TableCodec, read_schema, read_table, target_of
 
-# %% ../nbs/09_tabular.ipynb #f4bbfd10
+# %% ../nbs/09_tabular.ipynb #9f560c8a
 _CLASSES, _LEVELS = 1000, 200   # at most so many classes, and different values of a group or category column
 
 def _there(t, names, what):
@@ -30,6 +30,7 @@ def _there(t, names, what):
 
 def _listed(names): return ', '.join(map(repr, list(names)[:12])) + ', ...' * (len(names) > 12)
 
+# %% ../nbs/09_tabular.ipynb #1c1867e9
 def _classes(t, target):
     "Rows that have a target, and the target as a column."
     if (lost := int(t[target].isna().sum())) == len(t): raise ValueError(f'target {target!r}: has no value in any row')
@@ -45,7 +46,7 @@ def _classes(t, target):
                                           f'{len(t)} rows, expected at least 3 for the three parts')
     return t, c
 
-# %% ../nbs/09_tabular.ipynb #a4db113f
+# %% ../nbs/09_tabular.ipynb #5cce7b84
 def _level(column, v):
     "A value of a group column in words."
     return 'missing' if pd.isna(v) else v if isinstance(v, str) else f'{column}={v}'
@@ -61,7 +62,7 @@ def _groups(t, columns):
     ids, names = pd.factorize(pd.Series([' & '.join(row) for row in zip(*words)], dtype=object), sort=True)
     return ids, list(names)
 
-# %% ../nbs/09_tabular.ipynb #3ea7297e
+# %% ../nbs/09_tabular.ipynb #f5e7b98a
 _COARSE = .1   # share of copies above which rows are different people that happen to agree
 _SMALL = 10    # rows; the parts of a class in smaller groups are drawn as one
 
@@ -77,11 +78,12 @@ def _draw(features, y, group, wanted, limit):
         rows = stratified(raw.y * len(raw.groups) + raw.group, limit, generator('limit'))
     return {part: rows[i].numpy() for part, i in draw_parts(raw.subset(rows), wanted).items()}
 
-# %% ../nbs/09_tabular.ipynb #2228a04e
+# %% ../nbs/09_tabular.ipynb #19c9225c
 def _names(value) -> list:
     "Names of columns from a text with commas, or a list of them."
     return [v.strip() for v in value.split(',') if v.strip()] if isinstance(value, str) else list(value)
 
+# %% ../nbs/09_tabular.ipynb #c3dc7e2a
 def _read(table, target, groups, missing, drop):
     "The table without what is left out, and the names of its group columns."
     t, groups = read_table(table, ('?', *_names(missing))), _names(groups)
@@ -95,18 +97,18 @@ def _read(table, target, groups, missing, drop):
     if set(t) == {target, *groups}: raise ValueError('table: has no column beside target and groups')
     return t, groups
 
-# %% ../nbs/09_tabular.ipynb #cc25580c
+# %% ../nbs/09_tabular.ipynb #84338d20
 def _schema(t, target, categories, accept, order):
     "The columns of a table, each asked about. Raises `ValueError` for what is in doubt or has too many levels."
     codes, known = ([c for c in _names(names) if c in t] for names in (categories, accept))
     found = read_schema(t, target, None, dict.fromkeys(codes, 'category'), _names(order), known)
     for c in found.columns.values():
         if c.kind == 'category' and len(c.levels) > _LEVELS:
-            raise ValueError(f'column {c.name!r}: has {len(c.levels)} different values, expected at most {_LEVELS} in '
-                             'a category; leave it out (--drop) or join the rare ones')
+            raise ValueError(f'column {c.name!r}: has {len(c.levels)} different values, expected at most {_LEVELS}; '
+                             'leave it out (--drop) or join the rare ones')
     return found
 
-# %% ../nbs/09_tabular.ipynb #6bd84ab4
+# %% ../nbs/09_tabular.ipynb #1cfe933d
 def _learned(t, label, categories, order):
     "The codec of some rows."
     schema = _schema(t, label.name, categories, list(t), order)
@@ -119,7 +121,7 @@ def _parts_of(val, test, seed, test_seed):
     none = isinstance(val, int) and val == 0
     return dict(test=(test, test_seed)) | ({} if none else dict(val=(val, seed)))
 
-# %% ../nbs/09_tabular.ipynb #45ece617
+# %% ../nbs/09_tabular.ipynb #080f150e
 def split_table(
     table,       # CSV or Parquet file, or a DataFrame
     target=None, # name of the column of classes
@@ -139,14 +141,14 @@ def split_table(
     codec = _learned(own.iloc[rows['train']], label, categories, order)
     return _encoded(own, y, group, names, rows, codec, _name(table))
 
-# %% ../nbs/09_tabular.ipynb #978148cf
+# %% ../nbs/09_tabular.ipynb #9150c5a4
 def _encoded(features, y, group, names, rows, codec, name):
     "Parts of a table as data sets that share a codec."
     x, classes = torch.as_tensor(codec.transform(features)).float(), [str(l) for l in codec.schema.classes]
     data = GroupedDataset(x, y, group, classes, names)._with(table=codec)
     return Splits(*[data.subset(rows.get(p, []))._with(name=f'{name}/{p}') for p in Splits._fields])
 
-# %% ../nbs/09_tabular.ipynb #89fd3573
+# %% ../nbs/09_tabular.ipynb #ffbf4680
 def frame_of(
     data, # a `GroupedDataset` or `SyntheticDataset` of typed rows
 ) -> pd.DataFrame:
@@ -156,7 +158,7 @@ def frame_of(
     rows = data.table.inverse_transform(data.pixels().cpu().double().numpy())
     return rows.assign(**{target.name: target.typed(data.y.cpu().numpy())})
 
-# %% ../nbs/09_tabular.ipynb #900af1ca
+# %% ../nbs/09_tabular.ipynb #c2d78d23
 @patch
 def describe(self: TableCodec) -> dict:
     "A fitted codec as plain values, for JSON; `read_codec` reads them."
@@ -165,6 +167,7 @@ def describe(self: TableCodec) -> dict:
     return dict(target=asdict(self.schema.target), columns=columns, order=self.schema.order, chosen=self.columns,
                 holes=self.holes, **fitted)
 
+# %% ../nbs/09_tabular.ipynb #fd1882ab
 def read_codec(
     about,  # what `describe` gave
 ) -> TableCodec:
