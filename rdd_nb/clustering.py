@@ -33,6 +33,7 @@ def by_class(
     pairs, ids = torch.stack([y, label.long()], 1).unique(dim=0, return_inverse=True)
     return ids, pairs[:, 0]
 
+# %% ../nbs/20_clustering.ipynb #25426b99
 @dataclass
 class Assignment:
     "The clusters of all real samples."
@@ -82,6 +83,7 @@ def space_features(d: Setup, space, steps): # (n, ...), a tensor or `rdd_nb.rows
     if space == 'losses': return F.cross_entropy(scores, d.y, reduction='none')[:, None]
     return scores.softmax(1) - F.one_hot(d.y, d.n_classes)
 
+# %% ../nbs/20_clustering.ipynb #3133c08e
 def _space(space, steps):
     "The space and the updates of its network, checked together."
     one_of('space', space, SPACES)
@@ -116,6 +118,7 @@ def _shared_out(sizes, n):
         left -= given[i]
     return given
 
+# %% ../nbs/20_clustering.ipynb #09aa31a9
 class BalancedSelection(Selection, names=('balanced',)):
     "Medoids of each class, equally many of each of its k-means clusters."
     def __init__(self,
@@ -188,6 +191,7 @@ class GivenClustering(Clustering, names=('given',)):
         digest = hashlib.sha256(self.ids.cpu().numpy().tobytes()).hexdigest()[:12]
         return f'GivenClustering({len(self.ids)} ids, {digest})'
 
+# %% ../nbs/20_clustering.ipynb #f9a4b3e3
 class GroupClustering(Clustering, names=('groups',)):
     "The true subgroups of each class, for comparison with methods that are told."
     sees_groups = True

@@ -130,6 +130,7 @@ def _usual_method(data):
 
 def _text_of(path, otherwise): return path.read_text() if path.exists() else otherwise
 
+# %% ../nbs/78_commands.ipynb #75a5941b
 def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile):
     from rdd_nb.auto import distill_auto
     from rdd_nb.compare import trusting
@@ -147,6 +148,7 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profi
     if profile: print(_text_of(out/'profile.txt', 'the run was finished before'))
     return s
 
+# %% ../nbs/78_commands.ipynb #ed690be9
 def _estimated(splits, method, ipc, seed, device, trust):
     from rdd_nb.compare import trusting
     from rdd_nb.estimate import estimate
@@ -255,6 +257,7 @@ def report(
     print(page)
     return page
 
+# %% ../nbs/78_commands.ipynb #ed058a32
 def _training_data(folder):
     "The training data of a report, if it says so and they can be loaded."
     from rdd_nb.core import read_json
@@ -266,6 +269,7 @@ def _training_data(folder):
 # %% ../nbs/78_commands.ipynb #988b97d3
 DEMO = ('random', 'k-center', 'kmeans', 'gradient', 'distribution', 'rdd-network', 'rdd-target', 'rdd-distance', 'full')
 
+# %% ../nbs/78_commands.ipynb #cb4730db
 def demo(
     out: str = 'rdd-demo', # folder for runs and report
     seeds: int = 3, # distillation seeds
@@ -473,6 +477,7 @@ def tutorial(
     "List the tutorials, or copy one into a folder of yours."
     return _lend('tutorials', what)
 
+# %% ../nbs/78_commands.ipynb #89c748aa
 def assignment(
     what: list, # 'list', or 'get NAME DIR' to copy one into a folder
 ):

@@ -74,6 +74,7 @@ def _failure(run, error, text):
         atomic_write(path, lambda p: p.write_text(text, encoding='utf-8'))
     return dict(method=run['name'], seed=run['seed'], error=error, file='/'.join(path.parts[-3:]))
 
+# %% ../nbs/62_compare.ipynb #89dd1d7b
 def _watch(parent):
     "In a process started by `parent`: end as soon as `parent` has ended, however it ended."
     def wait():
@@ -153,6 +154,7 @@ def digits_of(value):
     "Six digits that tell values apart."
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:6]
 
+# %% ../nbs/62_compare.ipynb #5254ec3e
 def slug(name) -> str: # without slashes, spaces or leading dots
     "`name` as part of a folder name. If something is lost, digits of a hash are added."
     if not isinstance(name, str) or not name: raise ValueError(f'method name {shown(name)}: expected a text')
@@ -165,6 +167,7 @@ def _agree(old, new):
     if not (isinstance(old, dict) and isinstance(new, dict)): return old == new
     return all(old[k] == new[k] for k in old.keys() & new.keys())
 
+# %% ../nbs/62_compare.ipynb #7a7520c1
 def _refusal(out, config, resume, fixed):
     "Why the folder `out` cannot be taken; '' if it can."
     if not (out/'config.json').exists():

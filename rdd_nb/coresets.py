@@ -46,6 +46,7 @@ def _features(x, y, features, batch=1024):
     _finite(torch.linalg.vector_norm(f, dim=1).square(), name)
     return f
 
+# %% ../nbs/22_coresets.ipynb #349162c3
 def _fit_quietly(x, k, gen):
     "k-means without the warning about copies, for callers that can do with fewer clusters."
     with warnings.catch_warnings():

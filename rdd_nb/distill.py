@@ -100,6 +100,7 @@ def _draw_network(self: Distiller):
     self.network = self.new_network(self.step_number)
     self.network_optimizer = torch.optim.SGD(self.network.parameters(), self.method.network.lr, momentum=.9)
 
+# %% ../nbs/45_distill.ipynb #ed1acc78
 @patch
 def _train_for(self: Distiller, net, steps, *keys, lr=None, plain=False):
     "Train `net` in place for `steps` updates; see `rdd_nb.parts.Setup`."
@@ -121,6 +122,7 @@ def _train(self: Distiller, net, optimizer, steps, *keys, plain=False):
         (losses.mean() if plain or m.risk_at != 'network' else self._network_risk(losses, index)).backward()
         optimizer.step()
 
+# %% ../nbs/45_distill.ipynb #13f0aaae
 @patch
 def _network_risk(self: Distiller, losses, index):
     "The risk of the losses of a network's batch, with the weights it gives to the real samples `index`."
@@ -142,6 +144,7 @@ def _loss(self: Distiller) -> tuple: # (loss, weights of the real samples of the
                   index, generator(self.seed, 'objective', t), t / m.steps)
     return *self.objective.loss(self.network, self._own_side(batch), m.risk, at), index
 
+# %% ../nbs/45_distill.ipynb #840ec4c7
 @patch
 def _own(self: Distiller, index, share):
     "The real samples of a batch that this process looks at: all of them."
@@ -230,6 +233,7 @@ def state_dict(self: Distiller) -> dict:
         state |= dict(learnable=[t.detach() for t in self.objective.learnable])
     return copy.deepcopy(state)
 
+# %% ../nbs/45_distill.ipynb #e07d2568
 @patch
 def load_state_dict(self: Distiller, state):
     "Continue from what `state_dict` returned."
@@ -247,6 +251,7 @@ def _legal(self: Distiller, x):
     "Rows of a table as a table can hold them; other samples as they are."
     return x if self.table is None else torch.as_tensor(self.table.snap(x.cpu().numpy())).to(x)
 
+# %% ../nbs/45_distill.ipynb #032c7803
 @patch
 def result(self: Distiller, provenance=None, mean=None, std=None, classes=None) -> SyntheticDataset:
     "The synthetic data set as it stands."
@@ -391,6 +396,7 @@ def draw(self: _Folder, s):
     except (ValueError, RuntimeError) as e:
         warnings.warn(f'{printable(self.out)}/images.png was not drawn ({type(e).__name__})')
 
+# %% ../nbs/45_distill.ipynb #047817ea
 @patch
 def clear(self: _Folder):
     "Remove what a run that failed has written."
@@ -406,6 +412,7 @@ def _named(method, changes):
     changed = [f'{k}={v}' for k, v in changes.items() if getattr(METHODS.get(name), k, None) != getattr(made, k)]
     return ', '.join([name, *changed]), made
 
+# %% ../nbs/45_distill.ipynb #4432ae60
 def _steps(run, folder, every, name, progress, profile=False):
     "Run all steps that are left; checkpoints on the way. Returns the profile of the first ones, if asked for."
     steps, start = run.method.steps, time.perf_counter()

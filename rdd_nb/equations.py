@@ -158,6 +158,7 @@ def unscaled(self: PDE, s):
     low, high = self._box(s)
     return low + (s + 1) / 2 * (high - low)
 
+# %% ../nbs/09_equations.ipynb #de7f0466
 @patch
 def distance(self: PDE, c):
     "How far outside of the training family each condition lies, in half-widths of its box; 0 inside."
@@ -364,6 +365,7 @@ class _Ring(PDE):
     default = dict(amplitude=(.5, 1.), frequency=(0., .5), shape=(-.3, .3))
     def initial(self, z, c): return harmonics(z, c, self.turn)
 
+# %% ../nbs/09_equations.ipynb #bfb6309c
 class AllenCahn(_Ring):
     "u_t = diffusion u_xx + reaction (u - u^3) on [-1, 1], periodic; the condition is the initial profile."
     name, default = 'allen-cahn', dict(amplitude=(.2, .8), frequency=(0., 1.), shape=(-.3, .3))

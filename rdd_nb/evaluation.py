@@ -86,6 +86,7 @@ def _check_fit(source, test):
     if missing:
         warnings.warn(f'no samples of class {missing}: networks cannot learn what they are not shown', stacklevel=3)
 
+# %% ../nbs/50_evaluation.ipynb #244e6fab
 def _in_units_of(source, raw):
     "Raw values in the units the set was made in."
     shape = (1, -1, *[1] * (raw.dim() - 2))
@@ -118,6 +119,7 @@ def _keep(path, given, test):
     content = to_bytes({k: t.cpu().int().contiguous() for k, t in tensors.items()}, dict(predictions=json.dumps(about)))
     atomic_write(path, lambda p: p.write_bytes(content))
 
+# %% ../nbs/50_evaluation.ipynb #3ee42018
 def read_predictions(path) -> pd.DataFrame: # y, group, and the answers of 'network 0', 'network 1' ..., all by name
     "What `evaluate(..., keep=path)` wrote. Raises `FileNotFoundError`, or `ValueError` for another file."
     tensors, notes = read_tensors(path)
@@ -188,6 +190,7 @@ def _about(source, test, seed, networks, labels):
     return dict(seed=seed, networks=networks, images=len(source), bytes=history.get('bytes', own), labels=labels,
                 test_hash=test.hash()) | cost
 
+# %% ../nbs/50_evaluation.ipynb #88bbe593
 def _row(make, device, about, source, test, clusters, corruptions, population, measures):
     "Make models (a function of the device that gives their answers), measure them, and add what they cost."
     as_corruptions(corruptions)                       # an unknown one is refused before anything is trained
@@ -212,6 +215,7 @@ def _recipe(name, source, test, t, teacher, networks, seed):
     how = t.describe() | ({} if name is None else dict(protocol=name))
     return t, _about(source, test, seed, networks, labels) | dict(training=how, evaluation_steps=steps)
 
+# %% ../nbs/50_evaluation.ipynb #6e77d8b6
 def _answers(source, test, t, networks, seed, device, jobs, progress, teacher):
     "Trained networks as functions from samples to (labels, probabilities)."
     y = source.y if getattr(source, 'soft', None) is None else source.soft.float()

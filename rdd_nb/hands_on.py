@@ -24,6 +24,7 @@ const all = name => [...root.querySelectorAll(name)], show = v => v.toFixed(2);
 $script
 })();</script></div>''')
 
+# %% ../nbs/56_hands_on.ipynb #c13e31b3
 @dataclass
 class Moving:
     "A picture for a notebook or a page: `drawing` is SVG, `script` redraws it; `text` says in numbers what is shown."
@@ -82,6 +83,7 @@ data.x = v => 20 + 440 * (v - data.low[0]) / (data.high[0] - data.low[0]);
 data.y = v => 180 - 160 * (v - data.low[1]) / (data.high[1] - data.low[1]);
 const put = (mark, [a, b]) => mark.setAttribute("transform", `translate(${data.x(a)} ${data.y(b)})`);'''
 
+# %% ../nbs/56_hands_on.ipynb #1c8c9a72
 _NEAREST = _PLANE + '''
 const dots = all("circle"), marks = all("g"), [svg] = all("svg"), [button] = all("button");
 let moved = null, nearest = [];

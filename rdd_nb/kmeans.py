@@ -51,6 +51,7 @@ def _rows(x, k, chunk_mb, cpu_rows=384):
     rows = max(1, int(chunk_mb * 2**20 / (x.element_size() * 2 * (x.shape[1] + k))))
     return min(rows, cpu_rows) if x.device.type == 'cpu' else rows
 
+# %% ../nbs/18_kmeans.ipynb #b68360e1
 def _least(scores):
     "Row of the least entry of each column, the first of equals; on a CPU by numpy, whose search is vectorised."
     return scores.argmin(0) if scores.is_cuda else torch.from_numpy(scores.numpy().argmin(0))
@@ -79,6 +80,7 @@ def _switches():
         backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
         return [(b.fp32_precision, functools.partial(setattr, b, 'fp32_precision'), 'ieee') for b in backends]
 
+# %% ../nbs/18_kmeans.ipynb #b30349a1
 def _full_precision(f):
     "Run `f` without gradients and in the precision of its arguments, whatever autocast and TF32 say outside."
     @functools.wraps(f)
@@ -105,6 +107,7 @@ def _per_class(assign, x, centres, y, centre_y):
         ids[rows] = own[assign(take(x, rows), centres[own])]
     return ids
 
+# %% ../nbs/18_kmeans.ipynb #1b644fa0
 def _pair(x, centres, chunk_mb):
     "`x` and `centres` as matrices of the same width and type, on the device of `x`."
     x = _matrix(x)
@@ -244,6 +247,7 @@ def _centred(x):
     x = x.map(lambda part: part - shift) if isinstance(x, Rows) else x - shift
     return x, shift, float(row_norms(x).double().square().mean()) / x.shape[1]
 
+# %% ../nbs/18_kmeans.ipynb #090b0f0b
 def _stream(random_state, run):
     "The random stream of start number `run`."
     if isinstance(random_state, torch.Generator): return random_state

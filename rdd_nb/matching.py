@@ -121,6 +121,7 @@ def _fast(net, x):
     asked = getattr(net, 'precision', 'float32') == 'bfloat16' and not x.requires_grad
     return torch.autocast(x.device.type, torch.bfloat16, enabled=asked or torch.is_autocast_enabled(x.device.type))
 
+# %% ../nbs/35_matching.ipynb #f11bf721
 def membership(ids, k, weights, like) -> Tensor: # (k, n)
     "The weights as a matrix, one row per cluster: times the samples' values, it gives their weighted sums."
     member = torch.zeros(k, len(ids), dtype=like.dtype, device=like.device)
@@ -207,6 +208,7 @@ def sides(self: Batch, real, synthetic):
     if c.answer is not None: return theirs, synthetic(within_clusters(c.answer, k), c.answer, k)
     return theirs, [t[c.owner] for t in synthetic(within_clusters(self.sy, n), self.sy, n)]
 
+# %% ../nbs/35_matching.ipynb #de4ed57b
 @patch
 def risk_of(self: Batch, values, risk) -> tuple: # (risk times n_classes, weights (n,) summing to n_classes)
     "The risk over one value (k,) for each cluster; clusters without samples in this batch are left out."

@@ -102,6 +102,7 @@ class Network(Part, kind='network'):
         self.lr, self.mix = number('lr', lr, open_low=True), number('mix', mix, 0, 1, open_high=True)
         self.precision = one_of('precision', precision, ('float32', 'bfloat16'))
 
+# %% ../nbs/44_methods.ipynb #e810ccf1
 Network.known |= {'network': Network} | {name: functools.partial(Network, name) for name in MODELS}
 
 # %% ../nbs/44_methods.ipynb #47ad9761
@@ -195,6 +196,7 @@ def _get(m, setting):
     for name in setting.split('.'): m = getattr(m, name)
     return m
 
+# %% ../nbs/44_methods.ipynb #c1784c32
 # the defaults, as parts
 PLAIN = SimpleNamespace(**_read_fields({f.name: f.default for f in dataclasses.fields(Method)}))
 
@@ -271,6 +273,7 @@ class Card:
     plain: str | None = None   # the same without its risk or weights; None: it has none
     cite: str = ''             # source
 
+# %% ../nbs/44_methods.ipynb #8ce1bf8e
 def name_method(
     name: str,
     method: Method | None,   # None: a row of a comparison that is no method
@@ -304,6 +307,7 @@ _GRADIENT = Method('gradient', steps=200, lr=.02, network='convnet(life=10, step
 _DISTRIBUTION = Method('distribution', steps=200, lr=5., batch='random(256)')
 _ADAM = dict(steps=100, lr=.03, optimizer='adam')
 
+# %% ../nbs/44_methods.ipynb #2662be63
 name_method('gradient', _GRADIENT,
             'Gradient matching: a network gets the same gradient from the images as from the real data, on average.',
             cite='DC, Zhao et al. 2021')

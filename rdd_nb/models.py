@@ -208,6 +208,7 @@ def usual(name, shape) -> str:
     "The network that is meant by a name: rows of a table have nothing to convolve, so their convnet is an mlp."
     return 'mlp' if name == 'convnet' and len(shape) == 1 else name
 
+# %% ../nbs/10_models.ipynb #534d759e
 def make_model(
     name: str,         # a key of `MODELS`; see `usual`
     shape: tuple,      # of one sample

@@ -36,6 +36,7 @@ def number(name, value, low=0., high=math.inf, open_low=False, open_high=False) 
         raise ValueError(f'{name}={shown(value)}: expected a number in {interval}')
     return float(value)
 
+# %% ../nbs/02_parts.ipynb #33c9efb1
 def one_of(name, value, allowed):
     "`value` if it is among `allowed`, else a `ValueError` that lists them and suggests the nearest."
     if any(value is a or type(value) is type(a) and value == a for a in allowed): return value
@@ -92,6 +93,7 @@ def _make(cls, name, args=(), settings={}):
         return found(*args, **settings)
     except TypeError as e: raise ValueError(f'{found.__name__}: {e}') from None
 
+# %% ../nbs/02_parts.ipynb #12f69e2a
 def _combined(a, op, b):
     "The sum of two parts, or a product of numbers and at most one part."
     parts = isinstance(a, Part) + isinstance(b, Part)

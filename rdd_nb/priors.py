@@ -273,6 +273,7 @@ def _gain(decode, z, seed):
     if 0 < gain < math.inf: return gain
     raise ValueError(f'decoder: its samples do not change with the latents at this layer (gain {gain:g})')
 
+# %% ../nbs/30_priors.ipynb #2e692043
 def _nearest_draws(net, layer, inputs, rest, images, seed, draws=512):
     "For each image, what random input gives the most similar sample, as latents at `layer`."
     noise = torch.randn(draws, *inputs, generator=generator(seed, 'draws')).to(images).split(64)
@@ -310,6 +311,7 @@ def _check(self: GeneratorLatents):
         raise ValueError(f'latent={self.latent!r}: the learned decoder takes a whole number')
     if isinstance(self.decoder, nn.Module): self._check_layer(self.decoder)
 
+# %% ../nbs/30_priors.ipynb #84a7dc7e
 @patch
 def __repr__(self: GeneratorLatents):
     if not isinstance(self.decoder, nn.Module): return Part.__repr__(self)
@@ -438,6 +440,7 @@ def _from_script(path):
     net = torch.jit.load(path, map_location='cpu')
     return nn.Sequential(OrderedDict(net.named_children())) if net.original_name == 'Sequential' else net
 
+# %% ../nbs/30_priors.ipynb #419d2930
 def _from_safetensors(path, cls):
     from safetensors.torch import load_model
     if cls is None: raise ValueError(f'cls=None: {path.name} holds numbers only, pass the class of the decoder')

@@ -40,6 +40,7 @@ def where(found) -> pd.DataFrame: # rows: parts and operators; milliseconds of a
     return pd.DataFrame([*parts, row('part', 'the rest', rest),
                          *(row('operator', a.key, a.self_cpu_time_total) for a in own[:10])])
 
+# %% ../nbs/43_profiling.ipynb #61ca83d3
 def write_profile(
     found,   # from `watch`
     folder,

@@ -172,6 +172,7 @@ def _network_features(data, limit):
 
 def _plain_space(s): return 'pixels' if s.x.dim() == 4 else 'the encoded columns'
 
+# %% ../nbs/64_report_images.ipynb #ec91a868
 def _map_text(c, run, shown):
     s, member = run.synthetic, _member(c)
     what = 'images' if s.x.dim() == 4 else 'rows'

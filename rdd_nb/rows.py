@@ -110,6 +110,7 @@ def small(
     from_disk = isinstance(x, Rows) and not isinstance(x.source, torch.Tensor)
     return 4 * x.shape.numel() <= chunk(WHOLE_MB * 2**20) / (4 if from_disk else 1)
 
+# %% ../nbs/04_rows.ipynb #96efdca9
 def take(
     x,           # Rows or tensor (n, ...)
     rows=None,   # which of them; None: all
@@ -136,6 +137,7 @@ def unit(raw):
     "Bytes as float32 in [0, 1]; floats as they are."
     return raw.float().div_(255) if raw.dtype == torch.uint8 else raw
 
+# %% ../nbs/04_rows.ipynb #4b2644e2
 def channel_stats(
     raw,  # (n, C, H, W) or (n, d) raw values, uint8 or floating point
 ):

@@ -164,6 +164,7 @@ def base(method):
     "The name of a method without the folder that a comparison of several folders appends."
     return str(method).split(' @ ')[0]
 
+# %% ../nbs/61_runs.ipynb #21ba9cbb
 def is_reference(method):
     "Whether a row is training on all real samples, which has no synthetic set."
     return base(method) in ('full', 'full-risk')
@@ -366,6 +367,7 @@ def _first_notes(c, reports, names):
             rows = f'{len(report["rows"])} rows'
             yield f'The comparison in {name} was not finished; shown are the {rows} of the runs that were.'
 
+# %% ../nbs/61_runs.ipynb #c1053d40
 def _stored(report):
     "Methods whose stored mean accuracy is not that of their rows."
     stored = {s['method']: s.get('accuracy') for s in report.get('summary') or []}

@@ -325,6 +325,7 @@ def _found(name, root, download, size):
     files = 'a folder (of images, or x.npy and y.npy), an .npz file, or a table'
     raise ValueError(f'data set {shown(name)} is unknown; known are {known}, {files}')
 
+# %% ../nbs/07_sources.ipynb #59feff9d
 def _digits():
     from sklearn.datasets import load_digits
     raw = load_digits()
@@ -362,6 +363,7 @@ def _is_table(source, columns):
         raise ValueError(f'shift={shown(source["shift"])}: a table has its own groups; name them with groups=')
     return is_table
 
+# %% ../nbs/07_sources.ipynb #effaff9a
 def _from_table(table, asked, source=None):
     "Parts of a table, by the arguments in `asked`."
     others = 'name', 'shift', 'share', 'data_seed', 'root', 'download', 'size', 'columns'

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from scipy.stats import spearmanr
 from torch import Tensor
+
+# %% ../nbs/60_surrogates.ipynb #13aca991
 from .bilevel import KernelRidge, Unrolled
 from .core import generator
 from .intervals import interval

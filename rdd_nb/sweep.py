@@ -22,6 +22,7 @@ KEYS = dict(seeds=3, ipc=10, networks=2, on='test', also=[], data={}, training={
 DATA = ('name', 'shift', 'share', 'data_seed', 'root', 'download', 'target', 'groups', 'categories', 'missing', 'drop',
         'accept', 'order')
 
+# %% ../nbs/63_sweep.ipynb #796dfb6d
 @dataclass
 class Plan:
     "What a sweep is going to do."
@@ -55,6 +56,7 @@ def _wholes(value, key, least, most=10**6):
     if values and len(set(values)) == len(values): return values
     raise ValueError(f'{key}={shown(value)}: expected different numbers')
 
+# %% ../nbs/63_sweep.ipynb #22033bfa
 def flat(table, where=''): # {'network.width': 16}
     "Settings with nested tables (`{'network': {'width': 16}}`) written as dotted names."
     found = {}

@@ -164,6 +164,7 @@ def show(
     ax.set_xticks([]); ax.tick_params(length=0); ax.spines[:].set_visible(False)
     return ax
 
+# %% ../nbs/40_synthetic.ipynb #1844137a
 show = SyntheticDataset.show
 
 # %% ../nbs/40_synthetic.ipynb #735b0601

@@ -55,6 +55,7 @@ def _split(text):
         raise ValueError('not a table: the first line has fewer than two names between commas, semicolons or tabs')
     return head, rows, sep
 
+# %% ../nbs/08_tables.ipynb #88e539b0
 def _coded(column):
     "Whether numbers are written with leading zeros, as codes are."
     return any(len(x) > 1 and x[0] == '0' and x.isdigit() for x in column)
@@ -75,6 +76,7 @@ def check_table(
                              'at its end)')
     return t
 
+# %% ../nbs/08_tables.ipynb #647cf343
 def _is_number(text):
     "Whether a text reads as a number."
     try: return bool(float(text)) or True
@@ -147,6 +149,7 @@ def numbers(self: Column, values) -> np.ndarray:
     if is_numeric_dtype(v) or v.isna().all(): return v.astype(float).to_numpy()
     raise ValueError(f'column {self.name!r}: got text such as {_odd(v.dropna())!r}, expected numbers')
 
+# %% ../nbs/08_tables.ipynb #01653db0
 @patch
 def typed(self: Column, x) -> pd.Series:
     "Numbers as values of the column, rounded and inside the observed range."
@@ -409,6 +412,7 @@ def blocks(self: TableCodec, z) -> list:
     at = np.cumsum([0, *self.widths_])[len(self.numbers_):]
     return [z[:, a:b] for a, b in zip(at, at[1:])]
 
+# %% ../nbs/08_tables.ipynb #9ea264f6
 @patch
 def limits(self: TableCodec) -> tuple:
     "Lowest and highest values of the numbers, standardised."
@@ -434,6 +438,7 @@ def _numbers_at(self: TableCodec, z):
         x[broken, a], x[broken, b] = np.floor(middle * grid[a]) / grid[a], np.ceil(middle * grid[b]) / grid[b]
     return x
 
+# %% ../nbs/08_tables.ipynb #42a81635
 @patch
 def _holes(self: TableCodec, z):
     "(n, columns) bool: the marked holes of encoded rows."
