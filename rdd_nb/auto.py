@@ -32,7 +32,8 @@ from .risk import CVaR
 from .rows import take
 
 # %% ../nbs/66_auto.ipynb #129093ef
-PORTFOLIO = {k: METHODS[k] for k in ('k-center', 'kmeans', 'loss-balanced', 'distribution', 'density', 'rdd-hard')} | {
+_NAMED = 'k-center', 'kmeans', 'loss-balanced', 'distribution', 'density', 'rdd-hard'
+PORTFOLIO = {k: METHODS[k] for k in _NAMED} | {
     'rdd-distance from k-center': as_method('rdd-distance', start='kcenter'),
     'rdd-distance over errors from k-center':
         as_method('rdd-distance', start='kcenter', clustering='kmeans(4, errors)'),
