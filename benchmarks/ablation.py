@@ -62,7 +62,8 @@ def summary(found):
         def best(row): return max(row['group_accuracy'].values())
         def above(k): return interval([r[k][numbers[0]] - r[base][numbers[0]] for r in own])
         table[task] = {k: {n: interval([r[k][n] for r in own]) for n in numbers} | dict(
-            best_group=interval([best(r[k]) for r in own]), above_rdd_distance=above(k), seeds=len(own)) for k in own[0]}
+            best_group=interval([best(r[k]) for r in own]), above_rdd_distance=above(k), seeds=len(own))
+            for k in own[0]}
     return table
 
 

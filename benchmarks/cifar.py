@@ -76,7 +76,7 @@ def main():
             rows.row((what, threads), lambda: dict(what=what, threads=threads) | make())
     except TimeIsUp: print('time is up')
     for r in rows.rows:
-        print(f"{r['threads']} threads  {r['what']:42} {r['seconds']:8.2f} s  {r['cpu_seconds']:8.2f} s of the processor")
+        print(f"{r['threads']} threads  {r['what']:42} {r['seconds']:8.2f} s  {r['cpu_seconds']:8.2f} s of CPU time")
     write(args.out, n=N, ipc=IPC, rows=rows.rows, projected=projected(rows.rows))
 
 

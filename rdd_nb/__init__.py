@@ -12,7 +12,8 @@ from importlib import import_module
 from types import ModuleType
 
 # %% ../nbs/01_face.ipynb #d8dafc03
-FACE = dict(load_data='sources', from_arrays='data', split='data', distill='distill', Method='methods', METHODS='methods',
+FACE = dict(load_data='sources', from_arrays='data', split='data', distill='distill', Method='methods',
+            METHODS='methods',
             save='synthetic', load='synthetic', evaluate='evaluation', Training='training', compare='compare',
             sweep='sweep', write_report='report')   # name -> module that defines it
 __all__ = [*FACE]

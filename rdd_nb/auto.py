@@ -190,7 +190,7 @@ class SharedTailCriterion(TailCriterion, names=('sharedtail',)):
         v = e.values(self.of)
         return CVaR(self.tail).weights(v.mean(0).expand_as(p), p) @ v.T
 
-# %% ../nbs/66_auto.ipynb #7c07cf97
+# %% ../nbs/66_auto.ipynb #4e9e4c3e
 class MistakesCriterion(MeanCriterion, names=('mistakes',)):
     "The mean over the validation samples, weighted by the loss of networks that saw real samples for a few updates."
     def __init__(self,
@@ -355,7 +355,8 @@ def _asked(a) -> dict:
     if not isinstance(val, GroupedDataset) or not len(val) or val.classes != train.classes:
         raise ValueError(f'val={shown(val)}: expected validation samples of the classes of the training data')
     if val.stored.shape[1:] != train.stored.shape[1:]:
-        raise ValueError(f'val has samples of shape {tuple(val.stored.shape[1:])}, and train of {tuple(train.stored.shape[1:])}')
+        shapes = (tuple(d.stored.shape[1:]) for d in (val, train))
+        raise ValueError('val has samples of shape {}, and train of {}'.format(*shapes))
     numbers = {k: whole(k, a[k], least) for k, least in (('ipc', 1), ('seed', 0), ('networks', 1), ('draws', 20))}
     hashes = {k: a[k].without_groups().hash() for k in ('train', 'val')}
     return numbers | hashes | dict(

@@ -14,7 +14,7 @@ from fastcore.docments import docments
 from . import __version__, commands
 
 # %% ../nbs/80_cli.ipynb #d3bafbc9
-_NAMES = ('demo', 'distill', 'evaluate', 'report', 'sweep', 'methods', 'rank', 'merge', 'pinn', 'tutorial', 'assignment')
+_NAMES = 'demo distill evaluate report sweep methods rank merge pinn tutorial assignment'.split()
 COMMANDS = {name: getattr(commands, name) for name in _NAMES}
 
 def _accepts(anno, needed):

@@ -93,7 +93,8 @@ def _changed(
     from rdd_nb.sweep import settle
     changes = dict(risk=risk, risk_at=risk_at, clustering=clustering, start=start, steps=steps, lr=lr)
     changes = {k: v for k, v in changes.items() if v is not None} | settings_of(set)
-    if method == 'auto' and changes: raise ValueError(f'--method auto chooses {", ".join(changes)} itself: leave it out')
+    if method == 'auto' and changes:
+        raise ValueError(f'--method auto chooses {", ".join(changes)} itself: leave it out')
     if method == 'auto': return method, method, kwargs
     return settle(method, changes), ', '.join([method, *(f'{k}={v}' for k, v in changes.items())]), kwargs
 
@@ -127,6 +128,8 @@ def _usual_method(data):
     from rdd_nb.sources import TABLES
     return 'rows' if str(data).lower().endswith(TABLES) else 'rdd-distance'
 
+def _text_of(path, otherwise): return path.read_text() if path.exists() else otherwise
+
 def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile):
     from rdd_nb.auto import distill_auto
     from rdd_nb.compare import trusting
@@ -141,12 +144,12 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profi
     what, file = ('images' if s.x.dim() == 4 else 'rows'), f'synthetic.{"safetensors" if s.table is None else "csv"}'
     print(f'{len(s)} synthetic {what} in {out}/{file} ({p["steps"]} steps, {p["seconds"]:.0f} s); '
           f'next: rdd-nb evaluate {out}')
-    if profile: print((out/'profile.txt').read_text() if (out/'profile.txt').exists() else 'the run was finished before')
+    if profile: print(_text_of(out/'profile.txt', 'the run was finished before'))
     return s
 
 def _estimated(splits, method, ipc, seed, device, trust):
     from rdd_nb.compare import trusting
-    from rdd_nb.distill import estimate
+    from rdd_nb.estimate import estimate
     with trusting(trust): found = estimate(splits.train, method, ipc, seed, device)
     print(f'{found["steps"]} steps: {found["operations"]:.3g} operations, about {found["seconds"]:.0f} s; '
           f'{found["data_mb"]:.0f} MB of data, and at most {found["peak_mb"]:.0f} MB beside them')

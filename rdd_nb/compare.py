@@ -144,7 +144,8 @@ def check_all(splits, methods, ipcs, training, networks, on, jobs=None):
     whole('networks', networks, 1, 1000)
     whole('epochs', training.epochs, 1, 10**6)
     few = [t.cpu() for t in (splits.train.batch(slice(2)), splits.train.y[:2])]
-    if training.learner is None: train(*few, splits.train.n_classes, dataclasses.replace(training, epochs=1), device='cpu')
+    if training.learner is None:
+        train(*few, splits.train.n_classes, dataclasses.replace(training, epochs=1), device='cpu')
     for m in filter(None, methods):
         for i in ipcs: check_inputs(splits.train, m, whole('ipc', i, 1, 10**6))
 

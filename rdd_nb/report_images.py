@@ -85,7 +85,8 @@ def _first_rows(run):
     return Table(t.set_axis(pd.Index(map(str, t.index), name='row')), f'{run.method}, seed {run.seed}', 'facts')
 
 # %% ../nbs/64_report_images.ipynb #330d8b97
-def fits(s, data): return data is not None and data.stored.shape[1:] == s.x.shape[1:] and data.n_classes == len(s.classes)
+def fits(s, data):
+    return data is not None and (data.stored.shape[1:], data.n_classes) == (s.x.shape[1:], len(s.classes))
 
 def _member(c):
     "Which training samples belong to the hardest group, or None."
@@ -178,7 +179,8 @@ def _map_text(c, run, shown):
             'real training samples.')
     if member is None: return text
     nearest = torch.cdist(s.pixels().flatten(1), c.data.pixels().cpu().flatten(1)).argmin(1)
-    return (f'{text} {int(member[nearest].sum())} of them are nearest (in {_plain_space(s)}) to a real sample of {focus(c)}, '
+    near = f'{int(member[nearest].sum())} of them are nearest (in {_plain_space(s)})'
+    return (f'{text} {near} to a real sample of {focus(c)}, '
             f'the group of {100 * member.float().mean():.0f} % of the training data.')
 
 # %% ../nbs/64_report_images.ipynb #70904f9f
@@ -199,7 +201,8 @@ def map_(c, limit=600):
     run, index = runs.get(best(c)) or list(runs.values())[-1], pictures.thinned(len(data), limit)
     raw, member = data.pixels().cpu()[index], None if data.group is None else data.group.cpu()[index]
     f, text = (_network_features(data, limit) if data.stored.ndim == 4 else None), _map_text(c, run, len(raw))
-    spaces = {_plain_space(run.synthetic): lambda x: x} | ({'the features of a network trained on real samples': f} if f else {})
+    spaces = {_plain_space(run.synthetic): lambda x: x}
+    if f: spaces['the features of a network trained on real samples'] = f
     yield (f'{text} Left: principal components, where far apart is far apart. '
            'Right: t-SNE, where only neighbours have a meaning.')
     yield Several([_two_maps(name, at(raw), at(run.synthetic.pixels()), member, data.groups, run, text)

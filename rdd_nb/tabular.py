@@ -102,8 +102,8 @@ def _schema(t, target, categories, accept, order):
     found = read_schema(t, target, None, dict.fromkeys(codes, 'category'), _names(order), known)
     for c in found.columns.values():
         if c.kind == 'category' and len(c.levels) > _LEVELS:
-            raise ValueError(f'column {c.name!r}: has {len(c.levels)} different values, expected at most {_LEVELS} in a '
-                             'category; leave it out (--drop) or join the rare ones')
+            raise ValueError(f'column {c.name!r}: has {len(c.levels)} different values, expected at most {_LEVELS} in '
+                             'a category; leave it out (--drop) or join the rare ones')
     return found
 
 # %% ../nbs/09_tabular.ipynb #6bd84ab4

@@ -2,7 +2,8 @@
 import atexit, multiprocessing, os, runpy, signal, sys, time
 
 CONTEXT = multiprocessing.get_context('forkserver' if sys.platform == 'linux' else 'spawn')
-LIBRARIES = ['ipykernel.kernelapp', 'torch', 'pandas', 'matplotlib.pyplot', 'scipy.optimize', 'scipy.stats', 'scipy.spatial',
+LIBRARIES = ['ipykernel.kernelapp', 'torch', 'pandas', 'matplotlib.pyplot', 'scipy.optimize', 'scipy.stats',
+             'scipy.spatial',
              'sklearn.datasets', 'sklearn.cluster', 'sklearn.neighbors', 'sklearn.preprocessing', 'rdd_nb.risk']
 
 

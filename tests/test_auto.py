@@ -73,7 +73,8 @@ def test_groups_change_nothing(splits):
     assert with_groups.name == without.name and with_groups.asked == without.asked
 
 
-@pytest.mark.parametrize('criterion', ['tail', 'sharedtail', 'mistakes(2, 3, 1)', 'worstcluster', 'worstcluster(features)'])
+@pytest.mark.parametrize('criterion', ['tail', 'sharedtail', 'mistakes(2, 3, 1)', 'worstcluster',
+                                       'worstcluster(features)'])
 def test_criteria_are_not_shown_groups(splits, criterion, monkeypatch):
     seen = []
 

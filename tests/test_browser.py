@@ -246,7 +246,8 @@ def test_centres_can_be_dragged_and_make_steps_of_k_means(browser, tmp_path):
         centres = torch.stack([points[ids == k].mean(0) for k in range(3)])
         browser.run('document.querySelector("button").click()')
         assert numbers() == pytest.approx([assign_nearest(points, centres)[1].mean().item()], abs=.0051)
-    browser.run('''const svg = document.querySelector("svg"), g = svg.querySelector("g"), b = svg.getBoundingClientRect();
+    browser.run('''const svg = document.querySelector("svg"), b = svg.getBoundingClientRect();
+        const g = svg.querySelector("g");
         g.dispatchEvent(new PointerEvent("pointerdown", {bubbles: true}));
         svg.dispatchEvent(new PointerEvent("pointermove", {clientX: b.x + 1, clientY: b.y + 1}));
         dispatchEvent(new PointerEvent("pointerup"));''')

@@ -69,7 +69,8 @@ def dead(page, html):
         if re.match(r'\w+:', target) or file.endswith('.ipynb') or file.startswith('data:'): continue
         other = (page.parent/file).resolve() if file else page
         if not other.exists(): yield target
-        elif anchor and other.suffix == '.html' and f'id="{anchor}"' not in other.read_text(encoding='utf-8'): yield target
+        elif anchor and other.suffix == '.html':
+            if f'id="{anchor}"' not in other.read_text(encoding='utf-8'): yield target
 
 
 def test_links_lead_somewhere(site):
@@ -123,9 +124,10 @@ const loose = [...document.querySelectorAll('body *')].filter(e => !e.closest('p
 return {scroll: document.documentElement.scrollWidth, loose: loose.map(e => e.tagName + ' ' + e.className),
   background: getComputedStyle(document.documentElement).backgroundColor,
   nav: getComputedStyle(document.querySelector('nav.pages')).display,
-  broken: [...document.images].filter(i => !(i.complete && i.naturalWidth > 0)).length, images: document.images.length};'''
+  broken: [...document.images].filter(i => !(i.complete && i.naturalWidth > 0)).length,
+  images: document.images.length};'''
 
-in_browser = pytest.mark.skipif(bool(ABSENT), reason=f'no {ABSENT} here; search and layout of the pages are not checked')
+in_browser = pytest.mark.skipif(bool(ABSENT), reason=f'no {ABSENT} here; search and layout are not checked')
 
 
 @in_browser

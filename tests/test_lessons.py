@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NBS, TUTORIALS = ROOT/'nbs', ROOT/'nbs'/'tutorials'
 LESSONS = ['05_coin_toss_to_cvar', '10_voronoi_and_kmeans', '15_gradient_matching', '20_why_the_average_forgets',
-           '25_cvar_training_loop', '30_latent_groups', '45_what_should_we_store', '50_your_own_data', '55_evaluating_honestly',
-           '85_add_your_own']
+           '25_cvar_training_loop', '30_latent_groups', '45_what_should_we_store', '50_your_own_data',
+           '55_evaluating_honestly', '85_add_your_own']
 NOT_YET = ['35_where_does_the_risk_help', '60_which_method_for_which_task', '65_merging_hospitals',
            '70_pinn_boundary_conditions', '80_paper_and_code']
 WORDS, MEDIAN, USUAL, CELLS_PER_PICTURE, WIDTH, WORKING = 3, 5, 12, 12, 100, .6
@@ -39,7 +39,8 @@ def words(path): return sum(len(re.findall(r"[^\W\d_][\w'-]*", plain(t))) for t 
 
 def pictures(path):
     outs = [o for c in cells(path) for o in c.get('outputs', [])]
-    return sum('image/png' in o.get('data', {}) or 'image/svg+xml' in o.get('data', {}) for o in outs)
+    shown = [o.get('data', {}) for o in outs]
+    return sum('image/png' in d or 'image/svg+xml' in d or '<svg' in ''.join(d.get('text/html', '')) for d in shown)
 
 
 HELPERS = {'read_json', 'plots', 'pictures', 'image_grid', 'show', 'NoiseWarning'}    # they read and draw
@@ -67,7 +68,8 @@ def working(path):
 def counts(path):
     "What the rules look at."
     sizes = sorted(len(lines(t)) for t in code(path))
-    return dict(words=words(path) / sum(sizes), median=statistics.median(sizes), p90=sizes[-(-9 * len(sizes) // 10) - 1],
+    return dict(words=words(path) / sum(sizes), median=statistics.median(sizes),
+                p90=sizes[-(-9 * len(sizes) // 10) - 1],
                 cells_per_picture=len(cells(path)) / max(pictures(path), 1), working=working(path),
                 width=max(len(l) for t in code(path) for l in t.splitlines()))
 

@@ -14,11 +14,13 @@ MODULES = {p.stem: p.read_text(encoding='utf-8') for p in (ROOT/'rdd_nb').glob('
 
 # from the top of the house to the ground; a module imports from lower floors only, never from its own
 FLOORS = [
-    'cli', 'commands', 'sweep sites', 'report', 'report_images compare merge collocation', 'findings auto distributed',
+    'cli', 'commands', 'sweep sites', 'report', 'report_images compare merge collocation',
+    'findings auto distributed estimate',
     'distill runs surrogates evaluation', 'methods training tasks pinn',
     'bilevel trajectory moments teacher foreign blocks',
     'matching synthetic metrics sources equations plots', 'clustering', 'shifts coresets tabular hands_on',
-    'data tables learners models augment corruptions intervals kmeans risk priors spectral', 'cvar', 'parts rows profiling',
+    'data tables learners models augment corruptions intervals kmeans risk priors spectral', 'cvar',
+    'parts rows profiling',
     'core pictures'
 ]
 HEIGHT = {module: -depth for depth, floor in enumerate(FLOORS) for module in floor.split()}
