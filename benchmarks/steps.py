@@ -120,7 +120,7 @@ def main():
             rows.append(dict(size=size, shape=shape, width=width, batch=batch, ipc=IPC, method=name, seconds=best[name],
                              steps_per_second=1 / best[name], to_eager=best[name] / base, peak_mb=round(mb, 1)))
             print(
-                f"{size:7} {name:30} {1 / best[name]:8.2f} steps/s  time / eager {best[name] / base:5.2f}   {mb:7.1f} MB",
+                f"{size:7} {name:30} {1 / best[name]:8.2f} steps/s time / eager {best[name] / base:5.2f}  {mb:7.1f} MB",
                 flush=True)
     write(args.out, config=dict(device=args.device, threads=torch.get_num_threads(), seconds=args.seconds), rows=rows)
 

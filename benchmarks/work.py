@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/work.py --work DIR     # adds rows to benchmarks/results/work.json, resumable
 
 Two tasks with a hidden minority of a tenth: digits (1,097 images, 8 x 8, width 32, 200 steps) and MNIST (10,000
-images, 28 x 28, width 16, 100 steps). Everything is measured on validation images, each in both looks; no test image is
-looked at. A forward pass of one image counts 1, a forward and backward pass of a synthetic image 3. Seconds are those of
-the processor on one thread, without the selection of the start and the clusters. Schedules are paired by seed, which
-redraws data, start and networks.
+images, 28 x 28, width 16, 100 steps). Everything is measured on validation images, each in both looks; no test image
+is looked at. A forward pass of one image counts 1, a forward and backward pass of a synthetic image 3. Seconds are
+those of the processor on one thread, without the selection of the start and the clusters. Schedules are paired by
+seed, which redraws data, start and networks.
 """
 import re, time
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PORTFOLIO', 'ROWS', 'EPOCHS', 'CRITERION', 'distill_together', 'Answers', 'answers', 'Evidence', 'Criterion',
            'MeanCriterion', 'TailCriterion', 'SharedTailCriterion', 'MistakesCriterion', 'frozen_clusters',
-           'WorstClusterCriterion', 'Sum', 'Choice', 'judge', 'choose', 'hold_out', 'distill_auto']
+           'WorstClusterCriterion', 'Choice', 'judge', 'choose', 'hold_out', 'distill_auto']
 
 # %% ../nbs/66_auto.ipynb #fe902c36
 import dataclasses, inspect, time
@@ -146,15 +146,17 @@ class Evidence:
         "What `Answers.measured` gives for each candidate."
         return torch.stack([a.measured(of) for a in self.answers.values()])
 
-    def reference(self, updates=100, k=0):
-        "The k-th of several networks that were trained on real training samples for about so many updates."
-        if (updates, k) not in self.kept:
-            d, t, g = self.train, self.training, generator('auto', 'reference', self.seed, k)
-            rows = torch.randperm(len(d), generator=g)[:updates * t.batch]
-            t = dataclasses.replace(t, epochs=max(1, round(updates * t.batch / len(rows))))
-            found = train(d.batch(rows), d.y[rows], d.n_classes, t, ('auto', 'reference', self.seed, k), self.device)
-            self.kept[updates, k] = found
-        return self.kept[updates, k]
+# %% ../nbs/66_auto.ipynb #007b681f
+@patch
+def reference(self: Evidence, updates=100, k=0):
+    "The k-th of several networks that were trained on real training samples for about so many updates."
+    if (updates, k) not in self.kept:
+        d, t, g = self.train, self.training, generator('auto', 'reference', self.seed, k)
+        rows = torch.randperm(len(d), generator=g)[:updates * t.batch]
+        t = dataclasses.replace(t, epochs=max(1, round(updates * t.batch / len(rows))))
+        found = train(d.batch(rows), d.y[rows], d.n_classes, t, ('auto', 'reference', self.seed, k), self.device)
+        self.kept[updates, k] = found
+    return self.kept[updates, k]
 
 # %% ../nbs/66_auto.ipynb #642098fd
 class Criterion(Part, kind='criterion'):
@@ -252,18 +254,18 @@ class WorstClusterCriterion(TailCriterion, names=('worstcluster',)):
         return torch.stack([CVaR(self.tail)(m / mass.clamp(min=1e-12), mass) for m in own], 1)
 
 # %% ../nbs/66_auto.ipynb #6f1b5405
-class Sum(Criterion, abstract=True):
+class _Sum(Criterion, abstract=True):
     "A weighted sum of criteria, written `tail(0.1) + 0.5*worstcluster(pixels)`."
     def __init__(self, parts): self.parts = parts     # list of (factor, criterion)
     def __repr__(self): return ' + '.join(f'{f!r}*{c!r}' for f, c in self.parts)
     def scores(self, e, p): return sum(f * c.scores(e, p) for f, c in self.parts)
 
-def _parts(c): return c.parts if isinstance(c, Sum) else [(1., c)]
+def _parts(c): return c.parts if isinstance(c, _Sum) else [(1., c)]
 
 def _times(c, factor):
-    return Sum([(number('factor', factor, open_low=True) * f, part) for f, part in _parts(c)])
+    return _Sum([(number('factor', factor, open_low=True) * f, part) for f, part in _parts(c)])
 
-Criterion.__add__ = lambda self, other: Sum([*_parts(self), *_parts(other)])
+Criterion.__add__ = lambda self, other: _Sum([*_parts(self), *_parts(other)])
 Criterion.__mul__ = Criterion.__rmul__ = _times
 
 # %% ../nbs/66_auto.ipynb #7ca40e5f

@@ -117,27 +117,30 @@ def distill(
     "Distil one data set with one method and one seed."
     method = method or _usual_method(data)
     out = _folder(out, f'runs/{Path(data).stem}-{method}-ipc{ipc}-seed{seed}')
-    use_parts(parts)
-    changed, label, where = _changed(method, **kwargs)
-    if method == 'auto' and (dry_run or profile): raise ValueError('--dry-run and --profile need one method, not auto')
-    if dry_run: return _estimated(_data(data, **where)[0], changed, ipc, seed, device, trust)
-    return _distill(_data(data, **where), changed, label, ipc, seed, device, out, resume, trust, profile)
+    changed, label, where = _with_parts(parts, method, **kwargs)
+    return _distill(_data(data, **where), changed, label, ipc, seed, device, out, resume, trust, profile, dry_run)
 
 # %% ../nbs/78_commands.ipynb #5a1a3beb
 def _usual_method(data):
     from rdd_nb.sources import TABLES
     return 'rows' if str(data).lower().endswith(TABLES) else 'rdd-distance'
 
+def _with_parts(parts, method, **kwargs):
+    use_parts(parts)
+    return _changed(method, **kwargs)
+
 def _text_of(path, otherwise): return path.read_text() if path.exists() else otherwise
 
 # %% ../nbs/78_commands.ipynb #75a5941b
-def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile):
+def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run):
     from rdd_nb.auto import distill_auto
     from rdd_nb.compare import trusting
     from rdd_nb.distill import distill
     from rdd_nb.parts import whole
     (splits, source), options = loaded, dict(device=device, out=out, resume=resume, label=label)
     ipc = whole('ipc', ipc, 1, 10**6)
+    if method == 'auto' and (dry_run or profile): raise ValueError('--dry-run and --profile need one method, not auto')
+    if dry_run: return _estimated(splits, method, ipc, seed, device, trust)
     if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
     else:
         with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, profile=profile, **options)

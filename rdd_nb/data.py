@@ -68,6 +68,10 @@ def _sound(x):
     return x.float()
 
 # %% ../nbs/05_data.ipynb #a999217d
+def _check_std(std):
+    if not (std > 0).all(): raise ValueError(f'std must be positive, got {std.tolist()}')
+
+# %% ../nbs/05_data.ipynb #e20ca726
 class GroupedDataset(Dataset):
     "Images or table rows, their labels, and the group of each if known. `dataset[i]` is `(x, y)`, never the group."
     table = None   # of typed rows: the codec that gives their columns, see `rdd_nb.tabular`
@@ -75,8 +79,7 @@ class GroupedDataset(Dataset):
         x,             # (n, C, H, W) images or (n, d) rows, normalised with `mean` and `std`; or raw uint8 images
         y,             # (n,) integer labels in 0..C-1
         group=None,    # (n,) integer group ids from 0, or None if they are unknown
-        classes=None,  # names of the classes; without names every label in 0..max(y) must occur
-        groups=None,   # names of the groups
+        classes=None, groups=None, # names; without names every label in 0..max(y) must occur
         mean=None,     # what was subtracted from the raw values, one number or one per channel; None: 0
         std=None,      # what they were divided by; None: 1
         name='',       # for titles and reports
@@ -84,11 +87,11 @@ class GroupedDataset(Dataset):
         x, self.name = _sound(x), name
         self._x, self.bytes = (None, x) if x.dtype == torch.uint8 else (x, None)
         self.y = _labels(y, 'y', len(x)).to(x.device)
-        self.classes = _class_names(self.y, classes)
         self.group = None if group is None else _labels(group, 'group', len(x)).to(x.device)
         self.groups = None if group is None else _names(self.group, groups, 'group')
+        self.classes = _class_names(self.y, classes)
         self.mean, self.std = (_per_channel(v, x) for v in (0. if mean is None else mean, 1. if std is None else std))
-        if not (self.std > 0).all(): raise ValueError(f'std must be positive, got {self.std.tolist()}')
+        _check_std(self.std)
 
 # %% ../nbs/05_data.ipynb #47bc00b4
 def _class_names(y, classes):

@@ -275,6 +275,15 @@ def _check_groups(data, method):
     raise ValueError(f'{shown(part)} needs a data set with group ids, and this one has none')
 
 # %% ../nbs/45_distill.ipynb #254d6169
+def _check_ipc(data, method, ipc):
+    need, counts = ipc * method.prior.per_sample, torch.bincount(data.y, minlength=data.n_classes)
+    name, fewest = printable(data.classes[int(counts.argmin())]), int(counts.min())
+    if fewest == 0: raise ValueError(f'class {name} of the data set has no samples')
+    if need > fewest:
+        packed = f' times {method.prior.per_sample} of {method.prior!r}' if need > ipc else ''
+        raise ValueError(f'ipc={shown(ipc)}{packed} is more than the {fewest} samples of class {name}')
+
+# %% ../nbs/45_distill.ipynb #44a8a81e
 def check_inputs(
     data,        # training data
     method,      # a `Method`
@@ -287,13 +296,7 @@ def check_inputs(
     if data.stored.ndim == 2 and (method.augment or method.network.mix):
         what = f'augment={shown(method.augment)}' if method.augment else f'network.mix={method.network.mix}'
         raise ValueError(f'{what}: made for images, not for rows of a table')
-    need, counts = whole('ipc', ipc) * method.prior.per_sample, torch.bincount(data.y, minlength=data.n_classes)
-    name, fewest = printable(data.classes[int(counts.argmin())]), int(counts.min())
-    if fewest == 0: raise ValueError(f'class {name} of the data set has no samples')
-    if need > fewest:
-        packed = f' times {method.prior.per_sample} of {method.prior!r}' if need > ipc else ''
-        raise ValueError(f'ipc={shown(ipc)}{packed} is more than the {fewest} samples of class {name}')
-    _check_groups(data, method)
+    _check_ipc(data, method, whole('ipc', ipc)), _check_groups(data, method)
     if data.bytes is None and not torch.isfinite(data.x).all():
         raise ValueError('x of the data set holds NaN or infinite values')
 
@@ -442,26 +445,25 @@ def distill(
     **changes,                   # settings to change: `steps=50`, `risk='cvar(0.2)'`, `network=dict(width=16)`
 ) -> SyntheticDataset:
     "Distil a data set. Raises `ValueError` in one line for input that does not fit, before anything is written."
-    if profile and out is None: raise ValueError('profile=True needs out=, a folder for the trace')
-    name, method = _named(method, changes)
-    config = _config(data, method, ipc, seed, checkpoint_every, out)
+    name, method, config = _config(data, *_named(method, changes), ipc, seed, checkpoint_every, out, profile)
     folder = None if out is None else _Folder(out, config, resume)
-    if folder and folder.finished: return load(folder.done)
     how = dict(every=checkpoint_every, source=source, label=label or name, name=name, profile=profile)
     return _distill(data, method, config, pick_device(device), folder, progress, **how)
 
 # %% ../nbs/45_distill.ipynb #9ca7fd53
-def _config(data, method, ipc, seed, checkpoint_every, out):
-    "What identifies a run, when its arguments are known to be right."
+def _config(data, name, method, ipc, seed, checkpoint_every, out, profile=False):
+    "Name, method, and what identifies a run, when its arguments are known to be right."
     check_inputs(data, method, ipc)
     whole('checkpoint_every', checkpoint_every)
+    if profile and out is None: raise ValueError('profile=True needs out=, a folder for the trace')
     if out is not None and not str(out).strip(): raise ValueError("out='': expected the name of a folder")
-    return dict(data=data.name, data_hash=data.hash(), ipc=whole('ipc', ipc), seed=whole('seed', seed, 0),
-                method=method.describe())
+    return name, method, dict(data=data.name, data_hash=data.hash(), ipc=whole('ipc', ipc), seed=whole('seed', seed, 0),
+                              method=method.describe())
 
 # %% ../nbs/45_distill.ipynb #5c883ee7
 def _distill(data, method, config, device, folder, progress, every, source, label, name, profile, make=Distiller):
-    "The run itself."
+    "The run itself, unless it is finished."
+    if folder and folder.finished: return load(folder.done)
     with Cost(device) as cost:
         run = within_memory(lambda: make(data, method, config['ipc'], config['seed'], device, progress), LESS)
         if folder: folder.restore(run)

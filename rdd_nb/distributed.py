@@ -105,12 +105,11 @@ def distill_ranks(
     **changes,                  # settings of the method to change
 ) -> SyntheticDataset: # the same in every process
     "`distill` by all processes that torchrun started. Raises `ValueError` in one line, also where a process is lost."
-    name, method = _named(method, changes)
-    config, device = _config(data, method, ipc, seed, checkpoint_every, out), pick_device(device)
+    name, method, config = _config(data, *_named(method, changes), ipc, seed, checkpoint_every, out)
+    device = pick_device(device)
     _join('nccl' if device.type == 'cuda' else 'gloo', timeout)
     first = dist.get_rank() == 0
     folder = None if out is None else (_Folder if first else _ReadOnly)(out, config, resume)
     with _together(): dist.barrier()
-    if folder and folder.finished: return load(folder.done)
     how = dict(every=checkpoint_every, source=None, label=name, name=name, profile=False, make=ShardedDistiller)
     return _distill(data, method, config, device, folder, progress and first, **how)

@@ -158,6 +158,13 @@ def _damaged(answers, x, test, clean):
     return dict(accuracy=_average([r['accuracy'] for r in rows]), group_accuracy=groups,
                 worst_group_accuracy=min(groups[g] for g in large))
 
+# %% ../nbs/50_evaluation.ipynb #0298d083
+def _corrupted(answers, f, test, row, corruptions):
+    found = {k: _damaged(answers, f(damage(test.pixels().cpu())), test, row)
+             for k, damage in as_corruptions(corruptions).items()}
+    if not found: return {}
+    return dict(corruptions=found, corruption_accuracy=_average([c['accuracy'] for c in found.values()]))
+
 # %% ../nbs/50_evaluation.ipynb #e4ec90a3
 def measure(
     answers: list,         # of models: functions from samples to (labels, probabilities or None)
@@ -176,10 +183,7 @@ def measure(
     row = _clean(given, test, clusters, population, minimum)
     if metrics: row['metrics'] = _own_metrics(metrics, [labels for labels, _ in given], test)
     if keep is not None: _keep(keep, given, test)
-    found = {k: _damaged(answers, f(damage(test.pixels().cpu())), test, row)
-             for k, damage in as_corruptions(corruptions).items()}
-    if found: row |= dict(corruptions=found, corruption_accuracy=_average([c['accuracy'] for c in found.values()]))
-    return row
+    return row | _corrupted(answers, f, test, row, corruptions)
 
 # %% ../nbs/50_evaluation.ipynb #e7b8350d
 def _about(source, test, seed, networks, labels):
@@ -224,11 +228,19 @@ def _answers(source, test, t, networks, seed, device, jobs, progress, teacher):
     return [lambda x, net=net: (lambda s: (s.argmax(1), s.double().softmax(1)))(predict_scores(net, x)) for net in nets]
 
 # %% ../nbs/50_evaluation.ipynb #81aaa480
-def _evaluate_learner(training, protocol, teacher, source, test, seed, clusters, corruptions, population, measures, **_):
+def _evaluate_learner(training, protocol, teacher, source, test, seed, clusters, corruptions, population, measures,
+                      **_):
     "The row of a scikit-learn classifier. Raises `ValueError` for settings that only a network can have."
     if teacher or protocol or training.risk is not None:
         raise ValueError(f'model={training.model!r} is no network: a protocol, a teacher or a risk cannot act')
     return evaluate_estimator(training.learner, source, test, 1, seed, clusters, corruptions, population, **measures)
+
+# %% ../nbs/50_evaluation.ipynb #0e3f0425
+def _evaluate_networks(source, test, training, networks, seed, clusters, device, corruptions, population, protocol,
+                       teacher, jobs, progress, measures):
+    t, said = _recipe(protocol, source, test, training, teacher, networks, seed)
+    make = lambda device: _answers(source, test, t, networks, seed, device, jobs, progress, teacher)
+    return _row(make, device, said, source, test, clusters, corruptions, population, measures)
 
 # %% ../nbs/50_evaluation.ipynb #748c8e47
 def evaluate(
@@ -248,10 +260,7 @@ def evaluate(
     **measures,            # of `measure`: minimum, metrics, keep
 ) -> dict: # one row of a report, without 'method'
     "Train networks on `source`, test each once. Raises `ValueError` where they do not fit; warns of small groups."
-    if training.learner is not None: return _evaluate_learner(**locals())
-    t, said = _recipe(protocol, source, test, training, teacher, networks, seed)
-    make = lambda device: _answers(source, test, t, networks, seed, device, jobs, progress, teacher)
-    return _row(make, device, said, source, test, clusters, corruptions, population, measures)
+    return (_evaluate_networks if training.learner is None else _evaluate_learner)(**locals())
 
 # %% ../nbs/50_evaluation.ipynb #e77bc951
 def _for_estimator(estimator, source):

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'PLAIN', 'METHODS', 'CARDS', 'Optimizer', 'Sgd', 'Adam', 'RealBatch', 'RandomBatch', 'RepresentativeBatch',
-           'BalancedBatch', 'Network', 'idle', 'Method', 'describe', 'sees_groups', 'Card', 'name_method', 'as_method']
+           'BalancedBatch', 'Network', 'idle', 'Method', 'describe', 'Card', 'name_method', 'as_method']
 
 # %% ../nbs/44_methods.ipynb #9afbab8a
 import dataclasses, functools
 from dataclasses import dataclass
 from types import SimpleNamespace
 import torch
+from fastcore.basics import patch
 from .augment import augment
 from .bilevel import KernelRidge, Unrolled
 from .clustering import Clustering, NearestClustering
@@ -256,11 +257,10 @@ def describe(self) -> dict:
     return {f.name: _plain_value(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 Method.describe = describe
-def sees_groups(self) -> bool:
+@patch(as_prop=True)
+def sees_groups(self: Method) -> bool:
     "Whether any part of the method looks at group labels."
     return self.start.sees_groups or self.clustering is not None and self.clustering.sees_groups
-
-Method.sees_groups = property(sees_groups)
 
 # %% ../nbs/44_methods.ipynb #d67b1ccd
 METHODS = {}      # name -> Method

@@ -326,7 +326,7 @@ def test_a_command_is_a_function(call, tmp_path):
 def test_a_mistake_in_a_real_process(tmp_path):
     p = subprocess.run([*COMMAND, 'distill', 'digits', '--method', 'magic'], capture_output=True, text=True, env=ENV,
         cwd=tmp_path, timeout=200)
-    refused((p.returncode, p.stdout, p.stderr), 'magic', 'rdd-target')
+    refused((p.returncode, p.stdout, p.stderr), 'magic', 'rdd-network')
     assert p.stdout == '' and not list(tmp_path.iterdir())
 
 
@@ -335,7 +335,7 @@ BAD_ARRAYS = dict(
         range=(dict(x=np.full((60, 8, 8), 255.)), '[0, 1]'), negative=(dict(x=np.full((60, 8, 8), -.1)), '[0, 1]'),
     labels_from_one=(dict(y=np.arange(60) % 3 + 1), '0..C-1'), fractions=(dict(y=np.arange(60) / 60), 'integers'),
         words=(dict(y=np.array(['a', 'b', 'c'] * 20)), 'integers'), gap=(dict(y=np.arange(60) % 3 * 2), '0..C-1'),
-    short=(dict(y=np.arange(50) % 3), '60'), table=(dict(x=np.random.default_rng(0).random((60, 8))), '(8,)'),
+    short=(dict(y=np.arange(50) % 3), '60'),
         objects=(dict(x=np.array([{}], dtype=object)), '.npz'), single=(dict(x=np.float64(1)), 'shape'),
             group=(dict(group=np.arange(7)), '60'),
     pixel=(dict(x=np.random.default_rng(0).random((60, 1, 1))), '1x1'),

@@ -43,7 +43,7 @@ def data(tmp_path):
 @pytest.fixture
 def no_room(monkeypatch):
     "Everything counts as too large to be held at once."
-    monkeypatch.setattr(rdd_nb.rows, 'WHOLE_MB', 0)
+    monkeypatch.setattr(rdd_nb.rows, '_WHOLE_MB', 0)
 
 
 @pytest.mark.parametrize('kind', ['bytes', 'disk'])
@@ -89,12 +89,12 @@ def test_empty_clusters_of_rows_are_refilled(no_room):
 
 def test_training_and_evaluation_read_batches(data, monkeypatch):
     recipe = Training(epochs=2, width=4, batch=50)
-    monkeypatch.setattr(rdd_nb.rows, 'WHOLE_MB', 0)
+    monkeypatch.setattr(rdd_nb.rows, '_WHOLE_MB', 0)
     nets = [train(d.samples(), d.y, 3, recipe, device='cpu') for d in (data['floats'], data['disk'])]
     assert all(torch.equal(a, b) for a, b in zip(*(net.state_dict().values() for net in nets)))
     found = []
     for d, room in (data['bytes'], 256), (data['disk'], 0):
-        monkeypatch.setattr(rdd_nb.rows, 'WHOLE_MB', room)
+        monkeypatch.setattr(rdd_nb.rows, '_WHOLE_MB', room)
         parts = split(d, seed=1)
         clusters = dict(cluster=fit_clusters(parts.train, parts.test, 4))
         found.append(evaluate(parts.train, parts.test, recipe, 1, clusters=clusters, device='cpu', progress=False))
