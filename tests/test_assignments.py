@@ -322,7 +322,8 @@ def little(home, tmp_path):
     for part in '_kernel', 'nbgrader_config.py':
         (shutil.copytree if part == '_kernel' else shutil.copy)(COURSE/part, tmp_path/part)
     with (tmp_path/'nbgrader_config.py').open('a', encoding='utf-8') as f:
-        f.write("\nc.Execute.timeout = 1\nos.environ['RDD_NB_KERNEL_CPU_SECONDS'] = '30'\n")
+        f.write("\nc.Execute.timeout = 1\nc.Execute.iopub_timeout = 5\n")
+        f.write("os.environ['RDD_NB_KERNEL_CPU_SECONDS'] = '30'\n")
     return tmp_path
 
 

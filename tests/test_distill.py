@@ -506,7 +506,7 @@ def test_settings_that_cannot_be_meant(changes, word, tmp_path):
 @pytest.mark.parametrize('name', ['magic', 'RDD', '', 'full', None, 3, []])
 def test_unknown_methods(name, tmp_path):
     with pytest.raises(ValueError) as e: distill(toy(), name, 2, device='cpu', out=tmp_path/'out')
-    assert one_line(e) and 'rdd-target' in str(e.value) and not (tmp_path/'out').exists()
+    assert one_line(e) and 'rdd-network' in str(e.value) and not (tmp_path/'out').exists()
 
 
 @pytest.mark.parametrize('risk', [GroupDRO(6), Regret(GroupDRO(6), [0] * 6), .5 * Mean() + .5 * GroupDRO(6)], ids=repr)

@@ -631,7 +631,8 @@ def shrunk(m):
     return as_method(m, **small)
 
 
-@pytest.mark.parametrize('name', [k for k, m in METHODS.items() if m.objective])
+# (on equal ranks nothing moves: those of rows are tested in test_table_data)
+@pytest.mark.parametrize('name', [k for k, m in METHODS.items() if m.objective and k not in ('rows', 'rdd-rows')])
 def test_named_methods_step_on_three_channels(name):
     "Every named method on colour images with classes of different sizes, one of them smaller than the batch."
     y = torch.arange(3).repeat_interleave(torch.tensor([9, 5, 4]))
