@@ -22,10 +22,12 @@ def benchmarks():
 
 
 def command(name, work, minutes):
-    "What runs a benchmark; one that goes on where it stopped gets a folder, and minutes if given."
+    "What runs a benchmark; one that goes on where it stopped gets a folder, and minutes if it takes them."
     source = (HERE / f'{name}.py').read_text(encoding='utf-8')
-    slices = ['--work', str(work / name)] + ['--minutes', str(minutes)] * (minutes is not None)
-    return [sys.executable, str(HERE / f'{name}.py'), *(slices if 'work=True' in source else [])]
+    takes = lambda option: 'work=True' in source or f"'--{option}'" in source
+    given = dict(work=work / name, minutes=minutes)
+    return [sys.executable, str(HERE / f'{name}.py'),
+            *(text for k, v in given.items() if v is not None and takes(k) for text in (f'--{k}', str(v)))]
 
 
 def main():

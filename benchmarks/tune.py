@@ -13,8 +13,9 @@ import joblib
 import numpy as np
 import torch
 
-from rdd_nb import data, shifts
+from rdd_nb import shifts
 from rdd_nb.core import read_json
+from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import distill
 from rdd_nb.training import Training
 from rdd_nb.evaluation import evaluate
@@ -54,10 +55,9 @@ SETTINGS = [
 def both_looks(splits):
     "The validation images, each once as it was and once inverted and transposed."
     raw, planted = splits.val.pixels(), splits.val.group.bool().view(-1, 1, 1, 1)
-    raw = raw.where(~planted, data.invert_transpose(raw))          # the look is its own inverse
+    raw = raw.where(~planted, shifts.invert_transpose(raw))        # the look is its own inverse
     x, y, group = shifts.SHIFTS['minority'](raw, splits.val.y, splits.val.n_classes, .5, None, test=True)
-    both = data.GroupedDataset(x, y, group, splits.val.classes, splits.val.groups,
-                               name='digits/validation in both looks')
+    both = GroupedDataset(x, y, group, splits.val.classes, splits.val.groups, name='validation in both looks')
     return both.renormalise(splits.train.mean, splits.train.std)
 
 

@@ -12,9 +12,7 @@ import re, time
 
 import torch
 
-from rdd_nb import shifts
 from rdd_nb.core import read_json
-from rdd_nb.data import GroupedDataset
 from rdd_nb.distill import Distiller
 from rdd_nb.training import Training
 from rdd_nb.evaluation import evaluate
@@ -22,6 +20,7 @@ from rdd_nb.methods import as_method
 from rdd_nb.sources import load_data
 
 from common import Rows, TimeIsUp, options, write
+from tune import both_looks
 
 TASKS = dict(
     digits=dict(data=dict(name='digits'), steps=200, width=32),
@@ -42,15 +41,6 @@ SCHEDULES = {
     'random 256, half the networks': schedule('random(256)', 1., 2),
     'random 256, half the networks, twice the steps': schedule('random(256)', 2., 2),
 }
-
-
-def both_looks(splits):
-    "The validation images, each once as it was and once inverted and transposed."
-    raw, planted = splits.val.pixels(), splits.val.group.bool().view(-1, 1, 1, 1)
-    raw = raw.where(~planted, shifts.invert_transpose(raw))        # the look is its own inverse
-    x, y, group = shifts.SHIFTS['minority'](raw, splits.val.y, splits.val.n_classes, .5, None, test=True)
-    both = GroupedDataset(x, y, group, splits.val.classes, splits.val.groups, name='validation in both looks')
-    return both.renormalise(splits.train.mean, splits.train.std)
 
 
 def measured(task, name, seed):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 import torch
 import torch.distributed as dist
+from fastcore.basics import patch
 
 # %% ../nbs/46_distributed.ipynb #1ef65a67
 from .core import Stopped, pick_device
@@ -48,37 +49,38 @@ class ShardedDistiller(Distiller):
         self.own_y, self.own_sy = mine[self.y], mine[self.sy]
 
 # %% ../nbs/46_distributed.ipynb #6969968a
-def _own(self, index, share):
+@patch
+def _own(self: ShardedDistiller, index, share):
     keep = self.own_y[index]
     return index[keep], share if share is None else share[keep]
 
-def _own_side(self, batch):
+@patch
+def _own_side(self: ShardedDistiller, batch):
     keep, c = self.own_sy, batch.clusters
     if c and c.answer is not None: c = c._replace(answer=c.answer[keep])
     soft = batch.soft if batch.soft is None else batch.soft[keep]
     return dataclasses.replace(batch, sx=batch.sx[keep], sy=batch.sy[keep], soft=soft, clusters=c, gather=total)
 
-def _slopes(self):
+@patch
+def _slopes(self: ShardedDistiller):
     loss, q, index, slopes = Distiller._slopes(self)
     if self.method.risk_at != 'distance': loss = total(loss)          # there it is the risk of all classes already
     return loss, q, index, tuple(total(g) for g in slopes)
 
-ShardedDistiller._own, ShardedDistiller._own_side, ShardedDistiller._slopes = _own, _own_side, _slopes
-
 # %% ../nbs/46_distributed.ipynb #117e92c9
-def _state_dict(self): return Distiller.state_dict(self) | dict(weight=total(self.weight))
+@patch
+def state_dict(self: ShardedDistiller): return Distiller.state_dict(self) | dict(weight=total(self.weight))
 
-def _load_state_dict(self, state):
+@patch
+def load_state_dict(self: ShardedDistiller, state):
     Distiller.load_state_dict(self, state)
     self.weight = self.weight * self.own_y
 
-def _result(self, *args, **kwargs):
+@patch
+def result(self: ShardedDistiller, *args, **kwargs):
     own, self.weight = self.weight, total(self.weight)
     try: return Distiller.result(self, *args, **kwargs)
     finally: self.weight = own
-
-ShardedDistiller.state_dict, ShardedDistiller.load_state_dict = _state_dict, _load_state_dict
-ShardedDistiller.result = _result
 
 # %% ../nbs/46_distributed.ipynb #614bfde4
 class _ReadOnly(_Folder):

@@ -47,6 +47,8 @@ def _networks(x, y, n_classes, t, seeds, device, jobs, progress, teacher):
 # %% ../nbs/50_evaluation.ipynb #059e5b7c
 def _samples(source): return source.samples() if isinstance(source, GroupedDataset) else source.x
 
+def _shape(source): return (source.stored if isinstance(source, GroupedDataset) else source.x).shape
+
 def fit_clusters(
     train: GroupedDataset,
     test: GroupedDataset,  # normalised like `train`
@@ -79,7 +81,7 @@ def _check_fit(source, test):
     if mine != theirs and set(mine) == set(theirs):
         raise ValueError(f'the set has its classes in the order {", ".join(mine)}, the test data {", ".join(theirs)}')
     _check_columns(getattr(source, 'table', None), test.table)
-    shapes = tuple(_samples(source).shape[1:]), tuple(test.stored.shape[1:])
+    shapes = tuple(_shape(source)[1:]), tuple(_shape(test)[1:])
     if shapes[0] != shapes[1]:
         raise ValueError(f'the set has samples of shape {shapes[0]} and the test data {shapes[1]}')
     missing = ', '.join(mine[c] for c in sorted(set(range(test.n_classes)) - set(source.y.tolist())))
@@ -189,7 +191,7 @@ def measure(
 def _about(source, test, seed, networks, labels):
     "What a row says about the set and the protocol."
     history, soft = getattr(source, 'provenance', {}), getattr(source, 'soft', None)
-    own = _samples(source).shape.numel() * 4 + (len(source) if soft is None else soft.numel() * 4)
+    own = _shape(source).numel() * 4 + (len(source) if soft is None else soft.numel() * 4)
     cost = {k: history[k] for k in ('seconds', 'peak_mb', 'steps') if isinstance(history.get(k), numbers.Real)}
     return dict(seed=seed, networks=networks, images=len(source), bytes=history.get('bytes', own), labels=labels,
                 test_hash=test.hash()) | cost

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'PLAIN', 'METHODS', 'CARDS', 'Optimizer', 'Sgd', 'Adam', 'RealBatch', 'RandomBatch', 'RepresentativeBatch',
-           'BalancedBatch', 'Network', 'idle', 'Method', 'describe', 'Card', 'name_method', 'as_method']
+           'BalancedBatch', 'Network', 'idle', 'Method', 'Card', 'name_method', 'as_method']
 
 # %% ../nbs/44_methods.ipynb #9afbab8a
 import dataclasses, functools
@@ -252,11 +252,11 @@ def _check(m):
 # %% ../nbs/44_methods.ipynb #a6e946b2
 def _plain_value(v): return v if isinstance(v, (str, int, float, type(None))) else repr(v)
 
-def describe(self) -> dict:
+@patch
+def describe(self: Method) -> dict:
     "The method as plain values, for JSON; texts of parts can be read back."
     return {f.name: _plain_value(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
-Method.describe = describe
 @patch(as_prop=True)
 def sees_groups(self: Method) -> bool:
     "Whether any part of the method looks at group labels."

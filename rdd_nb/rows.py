@@ -9,6 +9,7 @@ __all__ = ['Rows', 'small', 'take', 'column_mean', 'row_norms', 'unit', 'channel
 import mmap
 import numpy as np
 import torch
+from fastcore.basics import patch
 from .core import chunk
 
 # %% ../nbs/04_rows.ipynb #38bf147f
@@ -60,7 +61,8 @@ class Rows:
     def __repr__(self): return f'Rows({tuple(self.shape)}, {str(self.dtype)[6:]})'
 
 # %% ../nbs/04_rows.ipynb #8bebcac5
-def _getitem(self, index):
+@patch
+def __getitem__(self: Rows, index):
     "The rows `index` (a number, a slice, indices or a mask) as a tensor."
     plain = isinstance(index, torch.Tensor) and index.ndim == 1 and index.dtype == torch.long
     if not plain and not isinstance(index, slice):
@@ -69,36 +71,39 @@ def _getitem(self, index):
     if self.index is not None: index = self.index[index.to(self.index.device) if plain else index]
     return self._made(index)
 
-Rows.__getitem__ = _getitem
-
 # %% ../nbs/04_rows.ipynb #90e6cad4
-def _map(self, change): # Rows
+@patch
+def map(self: Rows, change): # Rows
     "The same rows with a further change."
     before = self.change
     return Rows(self.source, change if before is None else lambda part: change(before(part)), self.index, self.device)
 
-def _pick(self, index): # Rows
+@patch
+def pick(self: Rows, index): # Rows
     "Some of the rows (indices or a mask), not read yet."
     index = torch.arange(len(self))[torch.as_tensor(index).cpu()]
     return Rows(self.source, self.change, index if self.index is None else self.index.cpu()[index], self.device)
 
-def _moved(self, device): # Rows
+@patch
+def to(self: Rows, device): # Rows
     "The same rows for another device; a tensor that is their source goes there, a mapped array stays."
     source = self.source.to(device) if isinstance(self.source, torch.Tensor) else self.source
     return Rows(source, self.change, self.index, device)
 
-Rows.map, Rows.pick, Rows.to = _map, _pick, _moved
-
 # %% ../nbs/04_rows.ipynb #9822d4de
-def _split(self, size):
+@patch
+def split(self: Rows, size):
     "One block of `size` rows after the other."
     return (self[i:i + size] for i in range(0, len(self), size))
 
-Rows.split = _split
-Rows.flatten = lambda self, start=1: self.map(lambda part: part.flatten(start))
-Rows.ndim = property(lambda self: len(self.shape))
-Rows.is_cuda = property(lambda self: self.device.type == 'cuda')
-Rows.element_size = lambda self: self.dtype.itemsize
+@patch
+def flatten(self: Rows, start=1): return self.map(lambda part: part.flatten(start))
+@patch(as_prop=True)
+def ndim(self: Rows): return len(self.shape)
+@patch(as_prop=True)
+def is_cuda(self: Rows): return self.device.type == 'cuda'
+@patch
+def element_size(self: Rows): return self.dtype.itemsize
 
 # %% ../nbs/04_rows.ipynb #cbbab16d
 _WHOLE_MB = 256   # rows that together take at most so many MB as float32 are held at once; a quarter from disk
