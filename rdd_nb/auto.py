@@ -369,11 +369,11 @@ def _asked(a) -> dict:
 # %% ../nbs/66_auto.ipynb #efa42a56
 def _halved(train, val, full, asked, criterion, training, device, progress) -> Choice:
     "The rounds of a choice."
-    left, done = full, []
+    left, done, kept = full, [], {}
     ipc, seed, networks = (asked[k] for k in ('ipc', 'seed', 'networks'))
     for share in asked['rounds']:
         found, cost = _round(train, val, left, share, seed, ipc, networks, training, device, progress)
-        evidence = Evidence(train, val, found, seed, device, training)
+        evidence = Evidence(train, val, found, seed, device, training, kept)
         scores, support, regret = judge(evidence, criterion, asked['draws'])
         order = sorted(scores, key=scores.get)
         done.append(dict(share=share, scores=scores, **cost))
@@ -451,7 +451,7 @@ def _place(out, resume):
 # %% ../nbs/66_auto.ipynb #94d7e78d
 def _chosen(fit, val, paths, ipc, seed, device, progress, kwargs):
     "The choice that is kept in one of two files, or a new one, which is written to the first."
-    kwargs = (dict(portfolio=ROWS) if fit.x.dim() == 2 else {}) | kwargs
+    kwargs = (dict(portfolio=ROWS) if fit.stored.ndim == 2 else {}) | kwargs
     given = inspect.signature(choose).bind(fit, val, ipc, seed, **kwargs)
     given.apply_defaults()
     for path in paths:
