@@ -227,7 +227,7 @@ class PatchSelection(Selection, names=('patches',)):
         self.steps, self.clusters = whole('steps', steps), clusters if clusters is None else whole('clusters', clusters)
 
     def begin(self, d):
-        if d.x.dim() != 4: raise ValueError(f'{self!r} packs patches of images, got samples of {tuple(d.x.shape[1:])}')
+        if d.x.ndim != 4: raise ValueError(f'{self!r} packs patches of images, got samples of {tuple(d.x.shape[1:])}')
         plain = dataclasses.replace(d, train=functools.partial(d.train, plain=True))   # without the method's risk
         ids = class_kmeans_ids(d.x, d.y, self.clusters, d.seed) if self.clusters else None
         return select_patches(train_teacher(plain, self.steps), d.x, d.y, d.ipc, clusters=ids, seed=d.seed)[:2]

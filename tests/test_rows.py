@@ -14,7 +14,7 @@ from rdd_nb.distill import Distiller, distill
 from rdd_nb.training import Training, train
 from rdd_nb.evaluation import evaluate, fit_clusters
 from rdd_nb.kmeans import KMeans, assign_nearest
-from rdd_nb.methods import as_method
+from rdd_nb.methods import METHODS, as_method
 from rdd_nb.rows import Rows, take
 from rdd_nb.sources import load_data
 from rdd_nb.trajectory import _hash
@@ -58,6 +58,17 @@ def test_a_distillation_from_bytes_is_that_from_floats(data, no_room, kind, meth
                   for k in ('floats', kind))
     assert torch.allclose(one.x, other.x, atol=1e-5) and torch.allclose(one.mass, other.mass)
     assert data[kind]._x is None                       # it was never converted as a whole
+
+
+CHEAP = {'patches': dict(labels='teacher(3)'), 'batch-norm': dict(objective='batchnorm(steps=3, width=4)')}
+UNTOLD = [k for k, m in METHODS.items() if not m.sees_groups and k not in ('rows', 'rdd-rows')]
+
+
+@pytest.mark.parametrize('name', UNTOLD)
+def test_every_method_reads_samples_from_disk(data, no_room, name):
+    short = CHEAP.get(name, {}) | (dict(steps=1) if METHODS[name].objective else {})
+    one, other = (distill(data[k], name, 2, device='cpu', progress=False, **short) for k in ('floats', 'disk'))
+    assert torch.allclose(one.x, other.x, atol=1e-4)
 
 
 @pytest.mark.parametrize('kind', ['bytes', 'disk'])
