@@ -14,6 +14,7 @@ import sklearn.base, sklearn.cluster
 import torch
 from torch import Tensor
 import torch.nn.functional as F
+from fastcore.basics import patch
 from .coresets import Selection, class_kmeans_ids, class_medoids
 from .kmeans import assign_nearest
 from .models import in_chunks
@@ -132,15 +133,17 @@ class BalancedSelection(Selection, names=('balanced',)):
     @property
     def uses_network(self): return self.clustering.uses_network
 
-    def rows(self, d):
-        ids, chosen = self.clustering.begin(d).ids, []
-        for c in range(d.n_classes):
-            parts = [torch.where(ids == i)[0] for i in ids[d.y == c].unique()]
-            for rows, n in zip(parts, _shared_out([len(p) for p in parts], d.ipc)):
-                if not n: continue
-                medoids = class_medoids(d.x[rows], torch.zeros_like(rows), n, (d.seed, c))
-                chosen.append(rows[medoids.to(rows.device)])
-        return torch.cat(chosen)
+# %% ../nbs/20_clustering.ipynb #f37dd1a6
+@patch
+def rows(self: BalancedSelection, d):
+    ids, chosen = self.clustering.begin(d).ids, []
+    for c in range(d.n_classes):
+        parts = [torch.where(ids == i)[0] for i in ids[d.y == c].unique()]
+        for rows, n in zip(parts, _shared_out([len(p) for p in parts], d.ipc)):
+            if not n: continue
+            medoids = class_medoids(d.x[rows], torch.zeros_like(rows), n, (d.seed, c))
+            chosen.append(rows[medoids.to(rows.device)])
+    return torch.cat(chosen)
 
 # %% ../nbs/20_clustering.ipynb #dcf7dd0b
 def _clusterer(estimator, options):

@@ -239,13 +239,20 @@ class Exam:
         return self
     def __len__(self): return len(self.c)
     def pairs(self, q): return q.repeat(len(self.c), 1), self.c.repeat_interleave(len(q), 0)
-    def predict(self, net): return net(*self.pairs(self.grid)).view_as(self.u)
-    def errors(self, net):
-        gap = (self.predict(net) - self.u).square().flatten(1).sum(1)
-        return (gap / self.u.square().flatten(1).sum(1)).sqrt()
-    def residuals(self, net, q=None):
-        "Root mean square residual for each condition, at `q` (by default on the grid)."
-        return net.residual(*self.pairs(self.grid if q is None else q)).view(len(self), -1).square().mean(1).sqrt()
+
+# %% ../nbs/75_pinn.ipynb #539d4ff2
+@patch
+def predict(self: Exam, net): return net(*self.pairs(self.grid)).view_as(self.u)
+
+@patch
+def errors(self: Exam, net):
+    gap = (self.predict(net) - self.u).square().flatten(1).sum(1)
+    return (gap / self.u.square().flatten(1).sum(1)).sqrt()
+
+@patch
+def residuals(self: Exam, net, q=None):
+    "Root mean square residual for each condition, at `q` (by default on the grid)."
+    return net.residual(*self.pairs(self.grid if q is None else q)).view(len(self), -1).square().mean(1).sqrt()
 
 # %% ../nbs/75_pinn.ipynb #3f50d625
 @patch

@@ -309,6 +309,18 @@ def _dropped(tables, names):
     return {k: t.drop(columns=[c for c in names if c in t]) for k, t in tables.items()}
 
 # %% ../nbs/72_sites.ipynb #95560d10
+def _tell(card, out, beside, target):
+    "Print what was written."
+    print(f'{out}: {card["rows"]} rows, {len(card["columns"])} columns and the target {target!r} '
+          f'({card["positive"]!r} counts as positive)')
+    print(f'{beside}: prevalences, columns and intercepts of the sites, {len(card["never_together"])} pairs of '
+          'columns never seen together, settings')
+    for k, s in card['sites'].items():
+        print(f'  {k}: {s["rows"]} rows, {len(s["columns"])} columns, {s["prevalence"]:.1%} positive; log loss of '
+              'models learned from the table '
+              f'{s["loss"]:.3f} on these rows, of the base rate alone {s["base_loss"]:.3f}')
+
+# %% ../nbs/72_sites.ipynb #d7a88883
 def do_merge(a):
     "Merge tables with intersecting columns into one synthetic table over their union, with a JSON file beside it."
     out, beside = _outputs(a)
@@ -321,11 +333,4 @@ def do_merge(a):
     atomic_write(out, lambda p: merge.synthetic_.to_csv(p, index=False))
     write_json(beside, card)
     warnings.warn(NOTE)
-    print(f'{out}: {card["rows"]} rows, {len(card["columns"])} columns and the target {a.target!r} '
-          f'({card["positive"]!r} counts as positive)')
-    print(f'{beside}: prevalences, columns and intercepts of the sites, {len(card["never_together"])} pairs of '
-          'columns never seen together, settings')
-    for k, s in card['sites'].items():
-        print(f'  {k}: {s["rows"]} rows, {len(s["columns"])} columns, {s["prevalence"]:.1%} positive; log loss of '
-              'models learned from the table '
-              f'{s["loss"]:.3f} on these rows, of the base rate alone {s["base_loss"]:.3f}')
+    _tell(card, out, beside, a.target)
