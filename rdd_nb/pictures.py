@@ -291,7 +291,7 @@ def places(
     both = np.concatenate([_flat(real), _flat(synthetic)])
     if min(both.shape) > 50: both = PCA(50, random_state=seed).fit_transform(both)     # faster, and less noise
     both = both / max(both.std(), 1e-12)
-    tsne = TSNE(perplexity=min(30, (len(both) - 1) / 3), init='pca', max_iter=500, random_state=seed)
+    tsne = TSNE(perplexity=min(30, (len(both) - 1) / 3), init='pca', max_iter=500, angle=.8, random_state=seed)
     at = torch.as_tensor(tsne.fit_transform(both) if len(both) > 3 else both[:, :2])
     return at[:len(real)], at[len(real):]
 
