@@ -265,11 +265,15 @@ class _Sum(Criterion, abstract=True):
 
 def _parts(c): return c.parts if isinstance(c, _Sum) else [(1., c)]
 
-def _times(c, factor):
-    return _Sum([(number('factor', factor, open_low=True) * f, part) for f, part in _parts(c)])
+@patch
+def __add__(self: Criterion, other): return _Sum([*_parts(self), *_parts(other)])
 
-Criterion.__add__ = lambda self, other: _Sum([*_parts(self), *_parts(other)])
-Criterion.__mul__ = Criterion.__rmul__ = _times
+@patch
+def __mul__(self: Criterion, factor):
+    return _Sum([(number('factor', factor, open_low=True) * f, part) for f, part in _parts(self)])
+
+@patch
+def __rmul__(self: Criterion, factor): return self * factor
 
 # %% ../nbs/66_auto.ipynb #7ca40e5f
 CRITERION = 'mistakes + sharedtail(0.05)'
