@@ -132,6 +132,12 @@ def _with_parts(parts, method, **kwargs):
 def _text_of(path, otherwise): return path.read_text() if path.exists() else otherwise
 
 # %% ../nbs/78_commands.ipynb #75a5941b
+def _say_made(s, out):
+    p, what = s.provenance, 'images' if s.x.dim() == 4 else 'rows'
+    print(f'{len(s)} synthetic {what} in {out}/synthetic.{"safetensors" if s.table is None else "csv"} '
+          f'({p["steps"]} steps, {p["seconds"]:.0f} s); next: rdd-nb evaluate {out}')
+
+# %% ../nbs/78_commands.ipynb #fede169f
 def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run):
     from rdd_nb.auto import distill_auto
     from rdd_nb.compare import trusting
@@ -144,10 +150,7 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profi
     if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
     else:
         with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, profile=profile, **options)
-    p = s.provenance
-    what, file = ('images' if s.x.dim() == 4 else 'rows'), f'synthetic.{"safetensors" if s.table is None else "csv"}'
-    print(f'{len(s)} synthetic {what} in {out}/{file} ({p["steps"]} steps, {p["seconds"]:.0f} s); '
-          f'next: rdd-nb evaluate {out}')
+    _say_made(s, out)
     if profile: print(_text_of(out/'profile.txt', 'the run was finished before'))
     return s
 
@@ -225,8 +228,6 @@ def _recipes(s, recipe, asked) -> dict: # what is appended to the method's name 
 
 # %% ../nbs/78_commands.ipynb #0aa76f75
 def _evaluate(run, s, splits, source, on, recipes, networks, device, jobs, options):
-    from rdd_nb.core import pick_device, versions, write_json
-    from rdd_nb.intervals import summarise
     from rdd_nb.evaluation import evaluate, fit_clusters, reference_clusters
     test, made = getattr(splits, on), s.provenance
     clusters = dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
@@ -236,11 +237,17 @@ def _evaluate(run, s, splits, source, on, recipes, networks, device, jobs, optio
         row = evaluate(s, test, recipe, networks, made.get('seed', 0), clusters, device, **options)
         rows.append(dict(method=made.get('method', run.stem) + model) | row | cost)
         _say(f'{run}{model}', row)
-    config = dict(source=source, on=on, training=rows[0]['training'] if len(rows) == 1 else None, networks=networks,
-                  device=str(pick_device(device)), versions=versions(), test_hash=test.hash())
+    _write_rows(run, rows, source=source, on=on, networks=networks, device=device, test_hash=test.hash())
+    return rows
+
+# %% ../nbs/78_commands.ipynb #105b9caf
+def _write_rows(run, rows, device, **config):
+    from rdd_nb.core import pick_device, versions, write_json
+    from rdd_nb.intervals import summarise
+    recipe = rows[0]['training'] if len(rows) == 1 else None
+    config |= dict(training=recipe, device=str(pick_device(device)), versions=versions())
     report = dict(config=config, rows=rows, summary=summarise(rows), paired=[])
     write_json(run/'report.json' if run.is_dir() else run.with_suffix('.report.json'), report)
-    return rows
 
 # %% ../nbs/78_commands.ipynb #015223d8
 def _say(run, row):
@@ -448,13 +455,15 @@ def _title(file):
     return '. '.join(m[2].strip('"\'') for m in found if m) or file.stem
 
 # %% ../nbs/78_commands.ipynb #0bb881ce
+def _unknown(kind, name, files):
+    near = difflib.get_close_matches(name, files, n=1, cutoff=.4)
+    return f'unknown {kind} {name[:60]!r}' + (f', did you mean {near[0]}?' if near else f'; see rdd-nb {kind} list')
+
+# %% ../nbs/78_commands.ipynb #c34015c6
 def _copy(kind, name, folder):
     "Copy a notebook, whole or not at all; raises `ValueError` for an unknown name and a file that exists."
     files = _lessons(kind)
-    if name not in files:
-        near = difflib.get_close_matches(name, files, n=1, cutoff=.4)
-        hint = f', did you mean {near[0]}?' if near else f'; see rdd-nb {kind[:-1]} list'
-        raise ValueError(f'unknown {kind[:-1]} {name[:60]!r}{hint}')
+    if name not in files: raise ValueError(_unknown(kind[:-1], name, files))
     target = Path(folder)/f'{name}.ipynb'
     if target.exists(): raise ValueError(f'{target}: exists already, and might hold your work; name another folder')
     target.parent.mkdir(parents=True, exist_ok=True)
