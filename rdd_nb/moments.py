@@ -48,7 +48,7 @@ def loss(self: _FeatureMatcher, net, batch: Batch, risk=None, risk_at=None):
     alone = risk_at == 'distance' and batch.clusters is not None and batch.clusters.answer is not None
     self._enough(batch.clusters.answer if alone else batch.sy, alone)
     step = copy.copy(self)
-    step.spread = feature_spread(net, batch.x)
+    step.spread = batch.once('spread', lambda: feature_spread(net, batch.x))
     if batch.generator is not None: step.key = int(torch.randint(2**62, (1,), generator=batch.generator))
     return Matcher.loss(step, net, batch, risk, risk_at)
 
