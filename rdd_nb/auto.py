@@ -206,15 +206,18 @@ class MistakesCriterion(MeanCriterion, names=('mistakes',)):
         self.power, self.updates = number('power', power), whole('updates', updates)
         self.networks = whole('networks', networks)
 
-    def weights(self, e) -> Tensor: # (n,)
-        "The weight of each validation sample."
-        nets = [e.reference(self.updates, k) for k in range(self.networks)]
-        scores = torch.stack([predict_scores(net, e.val.samples()) for net in nets])
-        return Answers(scores, e.val.y.cpu()).measured('loss') ** self.power
+# %% ../nbs/66_auto.ipynb #16d84b59
+@patch
+def weights(self: MistakesCriterion, e) -> Tensor: # (n,)
+    "The weight of each validation sample."
+    nets = [e.reference(self.updates, k) for k in range(self.networks)]
+    scores = torch.stack([predict_scores(net, e.val.samples()) for net in nets])
+    return Answers(scores, e.val.y.cpu()).measured('loss') ** self.power
 
-    def scores(self, e, p):
-        w = p * self.weights(e)
-        return w @ e.values(self.of).T / w.sum(1, keepdim=True).clamp(min=1e-12)
+@patch
+def scores(self: MistakesCriterion, e, p):
+    w = p * self.weights(e)
+    return w @ e.values(self.of).T / w.sum(1, keepdim=True).clamp(min=1e-12)
 
 # %% ../nbs/66_auto.ipynb #d1434125
 def _seen(d, net, space):

@@ -448,13 +448,15 @@ def _title(file):
     return '. '.join(m[2].strip('"\'') for m in found if m) or file.stem
 
 # %% ../nbs/78_commands.ipynb #0bb881ce
+def _unknown(kind, name, files):
+    near = difflib.get_close_matches(name, files, n=1, cutoff=.4)
+    return f'unknown {kind} {name[:60]!r}' + (f', did you mean {near[0]}?' if near else f'; see rdd-nb {kind} list')
+
+# %% ../nbs/78_commands.ipynb #c34015c6
 def _copy(kind, name, folder):
     "Copy a notebook, whole or not at all; raises `ValueError` for an unknown name and a file that exists."
     files = _lessons(kind)
-    if name not in files:
-        near = difflib.get_close_matches(name, files, n=1, cutoff=.4)
-        hint = f', did you mean {near[0]}?' if near else f'; see rdd-nb {kind[:-1]} list'
-        raise ValueError(f'unknown {kind[:-1]} {name[:60]!r}{hint}')
+    if name not in files: raise ValueError(_unknown(kind[:-1], name, files))
     target = Path(folder)/f'{name}.ipynb'
     if target.exists(): raise ValueError(f'{target}: exists already, and might hold your work; name another folder')
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,8 @@ import joblib
 import torch
 from joblib.parallel import get_active_backend
 from tqdm.auto import tqdm
+
+# %% ../nbs/62_compare.ipynb #a648e8e8
 from .core import atomic_write, pick_device, read_json, versions, write_json
 from .data import Splits
 from .distill import check_inputs, distill
@@ -43,12 +45,17 @@ def _material(splits, name, method, seed, out, ipc, training, device, source):
     return s, training, {k: s.provenance[k] for k in ('seconds', 'peak_mb', 'steps')}
 
 # %% ../nbs/62_compare.ipynb #b4e277aa
+def _asked(splits, test, name, method, ipc, training, networks):
+    "What decides a row: one on disk that was asked for the same is read."
+    return dict(train=splits.train.hash(), test=test.hash(), ipc=ipc, training=training.describe(),
+                networks=networks, method=method.describe() if method else name)
+
+# %% ../nbs/62_compare.ipynb #16dd7694
 def run_one(splits, name, method, seed, out, device=None, ipc=10, training=Training(), networks=2, on='test',
             source=None, trust=False):
     "The row of one method (None: `name` is in `FULL`) and seed; one that exists for the same settings is read."
     test, device, path = getattr(splits, on), pick_device(device), Path(out)/'report.json'
-    asked = dict(train=splits.train.hash(), test=test.hash(), ipc=ipc, training=training.describe(),
-                 networks=networks, method=method.describe() if method else name)
+    asked = _asked(splits, test, name, method, ipc, training, networks)
     if path.exists() and (found := read_json(path)).get('asked') == asked: return found['rows'][0]
     with trusting(trust): made, recipe, cost = _material(splits, name, method, seed, out, ipc, training, device, source)
     clusters = dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))

@@ -29,12 +29,13 @@ def closure(asked):
     found = {(i, j) for a, b in [*asked, (0, 0)] for i in range(a + 1) for j in range(b + 1)}
     return tuple(sorted(found, key=lambda e: (sum(e), e)))
 
-def _slope(f, axis):
-    "The derivative of `f` along one coordinate, as a function."
-    def slope(q):
+def _and_slopes(f, axis):
+    "What `f` gives, multi-index -> derivative, and the derivatives of all of it along one coordinate."
+    def more(q):
         unit = torch.eye(q.shape[1], dtype=q.dtype, device=q.device)[axis]
-        return jvp(f, (q,), (unit.expand_as(q),))[1]
-    return slope
+        here, slopes = jvp(f, (q,), (unit.expand_as(q),))
+        return here | {(i + 1 - axis, j + axis): v for (i, j), v in slopes.items()}
+    return more
 
 # %% ../nbs/09_equations.ipynb #a5034b3e
 def taylor(
@@ -43,11 +44,13 @@ def taylor(
     index,  # multi-indices, e.g. from `closure`
 ) -> torch.Tensor: # (s, n, ...)
     "Taylor coefficients of any function, by nested forward-mode autograd; differentiable again."
-    def coefficient(i, j):
-        g = f
-        for axis in (0,) * i + (1,) * j: g = _slope(g, axis)
-        return g(q) / (math.factorial(i) * math.factorial(j))
-    return torch.stack([coefficient(*e) for e in index])
+    found = {}
+    for i, j in sorted(index, key=sum, reverse=True):
+        if (i, j) in found: continue
+        g = lambda q: {(0, 0): f(q)}
+        for axis in (0,) * i + (1,) * j: g = _and_slopes(g, axis)
+        found |= g(q)
+    return torch.stack([found[i, j] / (math.factorial(i) * math.factorial(j)) for i, j in index])
 
 # %% ../nbs/09_equations.ipynb #be728d2e
 def profile(
@@ -97,8 +100,13 @@ class PDE:
         self.check_family()
         self._find_derivatives()
         self.check_ends()
-    def initial(self, z, c): return profile(z, c, self.mode)
-    def residual(self, d, q, c): raise NotImplementedError(f'{type(self).__name__} does not say what its residual is')
+
+# %% ../nbs/09_equations.ipynb #4372a0c3
+@patch
+def initial(self: PDE, z, c): return profile(z, c, self.mode)
+
+@patch
+def residual(self: PDE, d, q, c): raise NotImplementedError(f'{type(self).__name__} does not say what its residual is')
 
 # %% ../nbs/09_equations.ipynb #13782599
 class _Asked:

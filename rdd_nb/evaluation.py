@@ -71,20 +71,24 @@ def _check_columns(a, b):
     raise ValueError('the set has columns or units of another table (or of other training rows) than the test data')
 
 # %% ../nbs/50_evaluation.ipynb #1dc73546
-def _check_fit(source, test):
-    "Whether the classes and shapes of a set are those of the test data; a class without samples is a warning."
-    if not isinstance(source, (SyntheticDataset, GroupedDataset)):
-        raise ValueError(f'source is a {type(source).__name__}, expected a SyntheticDataset or a GroupedDataset')
-    mine, theirs = source.classes, test.classes
+def _check_classes(mine, theirs):
+    "Raises `ValueError` for other classes, or the same in another order."
     if len(mine) != len(theirs):
         raise ValueError(f'the set has {len(mine)} classes and the test data {len(theirs)}; they must have the same')
     if mine != theirs and set(mine) == set(theirs):
         raise ValueError(f'the set has its classes in the order {", ".join(mine)}, the test data {", ".join(theirs)}')
+
+# %% ../nbs/50_evaluation.ipynb #263f16b9
+def _check_fit(source, test):
+    "Whether the classes and shapes of a set are those of the test data; a class without samples is a warning."
+    if not isinstance(source, (SyntheticDataset, GroupedDataset)):
+        raise ValueError(f'source is a {type(source).__name__}, expected a SyntheticDataset or a GroupedDataset')
+    _check_classes(source.classes, test.classes)
     _check_columns(getattr(source, 'table', None), test.table)
     shapes = tuple(_shape(source)[1:]), tuple(_shape(test)[1:])
     if shapes[0] != shapes[1]:
         raise ValueError(f'the set has samples of shape {shapes[0]} and the test data {shapes[1]}')
-    missing = ', '.join(mine[c] for c in sorted(set(range(test.n_classes)) - set(source.y.tolist())))
+    missing = ', '.join(source.classes[c] for c in sorted(set(range(test.n_classes)) - set(source.y.tolist())))
     if missing:
         warnings.warn(f'no samples of class {missing}: networks cannot learn what they are not shown', stacklevel=3)
 

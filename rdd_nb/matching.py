@@ -79,9 +79,13 @@ class Objective(Part, kind='objective'):
         "Itself, or one like it that holds what it prepared."
         return self
 
-    def loss(self, net, batch: Batch, risk=None, risk_at=None) -> tuple: # (loss, weights (n,) summing to n_classes)
-        "The number to minimise, differentiable in `batch.sx`; `risk_at` is 'target', 'distance' or None."
-        raise NotImplementedError(f'{type(self).__name__} does not say what its loss is')
+# %% ../nbs/35_matching.ipynb #21da8792
+@patch
+def loss(
+    self: Objective, net, batch: Batch, risk=None, risk_at=None,
+) -> tuple: # (loss, weights (n,) summing to n_classes)
+    "The number to minimise, differentiable in `batch.sx`; `risk_at` is 'target', 'distance' or None."
+    raise NotImplementedError(f'{type(self).__name__} does not say what its loss is')
 
 # %% ../nbs/35_matching.ipynb #e75090b2
 class Matcher(Objective, abstract=True):

@@ -40,8 +40,10 @@ class Parametrisation:
         "Numbers that have to be stored: the parameters and everything that decoding needs."
         return sum(p.numel() for p in self.parameters) + self.shared
 
-    def __repr__(self):
-        return f'Parametrisation of {[tuple(p.shape) for p in self.parameters]}, {self.numbers:,} numbers'
+# %% ../nbs/30_priors.ipynb #20deb9f5
+@patch
+def __repr__(self: Parametrisation):
+    return f'Parametrisation of {[tuple(p.shape) for p in self.parameters]}, {self.numbers:,} numbers'
 
 # %% ../nbs/30_priors.ipynb #29862c34
 class Prior(Part, kind='prior'):
@@ -345,6 +347,14 @@ def _fingerprint(net):
     return f'<{type(net).__name__} {h.hexdigest()[:12]}>'
 
 # %% ../nbs/30_priors.ipynb #be60ee6d
+def _check_output(out, again, wanted):
+    got = tuple(out.shape) if torch.is_tensor(out) else type(out).__name__
+    if got != (2, *wanted):
+        raise ValueError(f'decoder: gives {got} for two latents, but the samples have shape {wanted}')
+    if not torch.equal(out, again):
+        raise ValueError('decoder: gives different samples for the same latents; it must not draw random numbers')
+
+# %% ../nbs/30_priors.ipynb #36566b2f
 @patch
 @torch.no_grad()
 def _check_decoder(self: GeneratorLatents, net, rest, images, seed):
@@ -355,11 +365,7 @@ def _check_decoder(self: GeneratorLatents, net, rest, images, seed):
         why = f'{type(e).__name__}: {" ".join(str(e).split())[:100]}'
         raise ValueError(f'decoder: fails on latents of shape {tuple(n.shape)}, is latent={self.latent!r} right? '
                          f'({why})') from None
-    got = tuple(out.shape) if torch.is_tensor(out) else type(out).__name__
-    if got != (2, *wanted):
-        raise ValueError(f'decoder: gives {got} for two latents, but the samples have shape {wanted}')
-    if not torch.equal(out, net(n)):
-        raise ValueError('decoder: gives different samples for the same latents; it must not draw random numbers')
+    _check_output(out, net(n), wanted)
     z = _at(net, self.layer, n)
     if isinstance(rest, _Rest) and not torch.allclose(rest(z), rest(z, dummy=1.)):
         raise ValueError(f'layer={self.layer!r}: something bypasses this layer, its output does not determine the '

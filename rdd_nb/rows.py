@@ -53,12 +53,17 @@ class Rows:
         n = len(source) if index is None else len(index)
         self.dtype, self.shape = one.dtype, torch.Size([n, *one.shape[1:]])
 
-    def _made(self, index):
-        part = _read(self.source, index).to(self.device)
-        return part if self.change is None else self.change(part)
+# %% ../nbs/04_rows.ipynb #d2613e43
+@patch
+def _made(self: Rows, index):
+    part = _read(self.source, index).to(self.device)
+    return part if self.change is None else self.change(part)
 
-    def __len__(self): return self.shape[0]
-    def __repr__(self): return f'Rows({tuple(self.shape)}, {str(self.dtype)[6:]})'
+@patch
+def __len__(self: Rows): return self.shape[0]
+
+@patch
+def __repr__(self: Rows): return f'Rows({tuple(self.shape)}, {str(self.dtype)[6:]})'
 
 # %% ../nbs/04_rows.ipynb #8bebcac5
 @patch

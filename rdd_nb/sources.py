@@ -18,6 +18,8 @@ from torch.utils.data import IterableDataset
 from torchvision import datasets as tv_datasets
 from torchvision.transforms import functional as tvf
 from tqdm import tqdm
+
+# %% ../nbs/07_sources.ipynb #cfcb71cb
 from .core import generator
 from .data import GroupedDataset, Splits, from_arrays, split, stratified
 from .parts import shown, whole

@@ -9,6 +9,7 @@ __all__ = ['KEYS', 'DATA', 'Plan', 'flat', 'settle', 'read_grid', 'plan', 'sweep
 import dataclasses, itertools, tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from fastcore.basics import patch
 from .compare import FULL, check_all, claim, digits_of, gather, record, run_all, slug
 from .core import atomic_write, pick_device, versions, write_json
 from .sources import load_data
@@ -39,8 +40,9 @@ class Plan:
         head = f'{len(self.runs)} runs: {len(names)} methods x {seeds} seed{"s" * (seeds != 1)}'
         return '\n'.join([head, *(f'  {n}' for n in names), *(f'left out: {l}' for l in self.left_out)])
 
-    @property
-    def methods(self): return {r['name']: r['method'] for r in self.runs}
+# %% ../nbs/63_sweep.ipynb #5523236e
+@patch(as_prop=True)
+def methods(self: Plan): return {r['name']: r['method'] for r in self.runs}
 
 # %% ../nbs/63_sweep.ipynb #e263da87
 def _table(table, names, where):

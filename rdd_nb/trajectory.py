@@ -139,6 +139,7 @@ def _run(net, theta, x, targets, lr, batches, keep):
 # %% ../nbs/38_trajectory.ipynb #5a71352a
 def _attached(net, theta, points, given, batches, pull):
     "Zero, with gradients of x, targets and lr: backwards along the points, or from `theta` on without any."
+    if not any(v.requires_grad for v in given): return 0.
     leaves = [v.detach().requires_grad_() for v in given]
     slopes, exact = [torch.zeros_like(v) for v in leaves], bool(points)
     for i in reversed(batches) if exact else batches:

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from rdd_nb import collocation
 from rdd_nb.cli import read_line
 from rdd_nb.collocation import (BATCHED, Distillation, batches, best_of, break_even, causal,
     compare_points,
@@ -518,6 +520,7 @@ def command(*args):
 
 def test_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(BATCHED, 'steps', 2)                               # a quick fit to the values
+    monkeypatch.setattr(collocation, 'best_of', partial(best_of, tries=3))
     out = tmp_path/'new'/'run'
     command('--pde', 'poisson', '--points', 6, '--steps', 1, '--networks', 1, '--seeds', 2, '--out', out)
     assert sorted(p.name for p in out.iterdir()) == ['points.csv', 'points.png', 'points.safetensors', 'result.json']

@@ -60,7 +60,8 @@ def test_a_distillation_from_bytes_is_that_from_floats(data, no_room, kind, meth
     assert data[kind]._x is None                       # it was never converted as a whole
 
 
-CHEAP = {'patches': dict(start='patches(3)', labels='teacher(3)'), 'batch-norm': dict(objective='batchnorm(steps=3, width=4)')}
+CHEAP = {'patches': dict(start='patches(3)', labels='teacher(3)'),
+         'batch-norm': dict(objective='batchnorm(steps=3, width=4)')}
 UNTOLD = [k for k, m in METHODS.items() if not m.sees_groups and k not in ('rows', 'rdd-rows')]
 
 
