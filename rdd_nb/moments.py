@@ -143,6 +143,7 @@ def _within(self: KernelMatching, f, q):
     own = torch.where(alone, 0, (q.square() * k.diagonal(0, 1, 2)).sum(1) / rest)
     return (q[:, None] @ k @ q[:, :, None])[:, 0, 0] / rest - own
 
+# %% ../nbs/36_moments.ipynb #1e7efb17
 @patch
 def distance(self: KernelMatching, real, synthetic):
     return self._within(*real) - 2 * self._between(*real, *synthetic) + self._within(*synthetic)
