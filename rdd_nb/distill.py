@@ -133,7 +133,8 @@ def _network_risk(self: Distiller, losses, index):
 # %% ../nbs/45_distill.ipynb #83794f3f
 @patch
 def _loss(self: Distiller) -> tuple: # (loss, weights of the real samples of the batch, which these are)
-    m, t, g = self.method, self.step_number, generator(self.seed, 'batch', self.step_number)
+    m, t, kept = self.method, *self._served()
+    g = generator(self.seed, 'batch', t)
     index, share = self._own(*m.batch.draw(self, g))
     with record_function('read the batch'): real = self.x[index]
     x, s = augment(real, self.stored.decode(), names=m.augment, generator=g)
@@ -141,8 +142,17 @@ def _loss(self: Distiller) -> tuple: # (loss, weights of the real samples of the
     found = self.assigned if at else None
     clusters = Clusters(self.clusters(index), found.owner, found.answer) if found else None
     batch = Batch(x, self.y[index], s, self.sy, self.n_classes, self.soft(), clusters, self._weighted(index, share),
-                  index, generator(self.seed, 'objective', t), t / m.steps)
+                  index, generator(self.seed, 'objective', t), self.step_number / m.steps, kept=kept)
     return *self.objective.loss(self.network, self._own_side(batch), m.risk, at), index
+
+# %% ../nbs/45_distill.ipynb #e044bdde
+@patch
+def _served(self: Distiller) -> tuple: # (step whose real samples serve this one, what is kept of them or None)
+    plan, t = self.method.network, self.step_number
+    if not plan.once: return t, None
+    born = t - t % plan.life
+    if getattr(self, 'kept', (None,))[0] != born: self.kept = born, {}
+    return self.kept
 
 # %% ../nbs/45_distill.ipynb #840ec4c7
 @patch

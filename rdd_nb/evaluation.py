@@ -58,11 +58,17 @@ def fit_clusters(
     centres = KMeans(min(n_clusters, len(train)), random_state=0).fit(train.samples('cpu').flatten(1)).cluster_centers_
     return assign_nearest(test.samples('cpu').flatten(1), centres)[0]
 
+# %% ../nbs/50_evaluation.ipynb #24a85ccd
+_REFERENCE_MB = 512    # of float32 that scikit-learn's k-means is given at once
+
 def reference_clusters(test: GroupedDataset) -> Tensor: # (n_test,) ids
     "The clusters of RDD's released evaluation: scikit-learn's k-means, 10 clusters, seed 0, on normalised test pixels."
     from sklearn.cluster import KMeans as SklearnKMeans
-    ids = SklearnKMeans(min(10, len(test)), random_state=0).fit_predict(test.x.cpu().flatten(1).numpy())
-    return torch.as_tensor(ids).long()
+    x = test.samples('cpu').flatten(1)
+    n, most = len(x), max(10, int(_REFERENCE_MB * 2**20 / (4 * x.shape[1])))
+    if n <= most: return torch.as_tensor(SklearnKMeans(min(10, n), random_state=0).fit_predict(x[:].numpy())).long()
+    fit = SklearnKMeans(10, random_state=0).fit(x[torch.randperm(n, generator=generator('reference'))[:most]].numpy())
+    return torch.cat([torch.as_tensor(fit.predict(block.numpy())) for block in x.split(1024)]).long()
 
 # %% ../nbs/50_evaluation.ipynb #530094fc
 def _check_columns(a, b):
