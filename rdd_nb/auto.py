@@ -30,6 +30,7 @@ from .models import in_chunks
 from .parts import Part, number, one_of, shown, whole
 from .risk import CVaR
 from .rows import take
+from .tabular import predicts_number
 
 # %% ../nbs/66_auto.ipynb #129093ef
 _NAMED = 'k-center', 'kmeans', 'loss-balanced', 'distribution', 'density', 'rdd-hard'
@@ -420,6 +421,7 @@ def hold_out(
 def _material(data, seed):
     "Training data, the part to distil from while choosing, its validation data, and how many of these were held out."
     train, val = (data, None) if isinstance(data, GroupedDataset) else (data.train, data.val)
+    if predicts_number(train): raise ValueError('method auto: chooses by errors of classes, and the target is a number')
     if val is not None and len(val): return train, train, val, 0
     return train, *(parts := hold_out(train, seed)), len(parts[1])
 

@@ -23,12 +23,12 @@ from .coresets import density_weights
 from .data import GroupedDataset
 from .kmeans import assign_nearest
 from .matching import Batch, Clusters, within_clusters
-from .methods import METHODS, Method, as_method
+from .methods import METHODS, Method, as_method, check_for_numbers
 from .models import make_model
 from .parts import Setup, shown, whole
 from .profiling import watch, write_profile
 from .synthetic import SyntheticDataset, load, save, save_png
-from .tabular import frame_of
+from .tabular import frame_of, predicts_number
 
 # %% ../nbs/45_distill.ipynb #2bf89391
 class Distiller:
@@ -312,6 +312,7 @@ def check_inputs(
     if data.stored.ndim == 2 and (method.augment or method.network.mix):
         what = f'augment={shown(method.augment)}' if method.augment else f'network.mix={method.network.mix}'
         raise ValueError(f'{what}: made for images, not for rows of a table')
+    if predicts_number(data): check_for_numbers(method)
     _check_ipc(data, method, whole('ipc', ipc)), _check_groups(data, method)
     if data.bytes is None and not torch.isfinite(data.x).all():
         raise ValueError('x of the data set holds NaN or infinite values')

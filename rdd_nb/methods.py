@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'PLAIN', 'METHODS', 'CARDS', 'Optimizer', 'Sgd', 'Adam', 'RealBatch', 'RandomBatch', 'RepresentativeBatch',
-           'BalancedBatch', 'Network', 'idle', 'Method', 'Card', 'name_method', 'as_method']
+           'BalancedBatch', 'Network', 'idle', 'Method', 'check_for_numbers', 'Card', 'name_method', 'as_method']
 
 # %% ../nbs/44_methods.ipynb #9afbab8a
 import dataclasses, functools
@@ -270,6 +270,16 @@ def _check(m):
     if not isinstance(m.augment, str):
         raise ValueError(f"augment={shown(m.augment)}: expected names such as 'crop scale'")
     augment(names=m.augment, generator=generator('check'))
+
+# %% ../nbs/44_methods.ipynb #785c04d4
+def check_for_numbers(m):
+    "Raises `ValueError` for a part of a method that needs classes, for data whose target is a number."
+    o, names = m.objective, [k for k in ('start', 'labels', 'clustering') if getattr(m, k) is not None]
+    needy = [f'{k}={getattr(m, k)!r}' for k in names if getattr(m, k).uses_network]
+    if o is not None and (o.uses_labels or not isinstance(o, Matcher)): needy.insert(0, f'objective={o!r}')
+    if m.network.steps: needy.append(f'network.steps={m.network.steps}')
+    if needy: raise ValueError(f'{needy[0]}: learns from classes, and the target is a number; objectives that act are '
+                               'mmd, moments, characteristic and distribution, clusters such as kmeans(4)')
 
 # %% ../nbs/44_methods.ipynb #a6e946b2
 def _plain_value(v): return v if isinstance(v, (str, int, float, type(None))) else repr(v)
