@@ -134,12 +134,9 @@ def _with_parts(parts, method, **kwargs):
 def _text_of(path, otherwise): return path.read_text() if path.exists() else otherwise
 
 # %% ../nbs/78_commands.ipynb #75a5941b
-<<<<<<< /tmp/tmp3mjhgj8u
-def _say_made(s, out):
-    p, what = s.provenance, 'images' if s.x.dim() == 4 else 'rows'
-    print(f'{len(s)} synthetic {what} in {out}/synthetic.{"safetensors" if s.table is None else "csv"} '
-          f'({p["steps"]} steps, {p["seconds"]:.0f} s); next: rdd-nb evaluate {out}')
-=======
+#| export
+
+# %% ../nbs/78_commands.ipynb #fede169f
 def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run):
     from rdd_nb.auto import distill_auto
     from rdd_nb.compare import trusting
@@ -150,27 +147,6 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profi
     ipc = whole('ipc', ipc, 1, 10**6)
     if method == 'auto' and (dry_run or profile): raise ValueError('--dry-run and --profile need one method, not auto')
     if note := number_note(splits.train, source.get('task')): print(note)
-    if dry_run: return _estimated(splits, method, ipc, seed, device, trust)
-    if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
-    else:
-        with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, profile=profile, **options)
-    p = s.provenance
-    what, file = ('images' if s.x.dim() == 4 else 'rows'), f'synthetic.{"safetensors" if s.table is None else "csv"}'
-    print(f'{len(s)} synthetic {what} in {out}/{file} ({p["steps"]} steps, {p["seconds"]:.0f} s); '
-          f'next: rdd-nb evaluate {out}')
-    if profile: print(_text_of(out/'profile.txt', 'the run was finished before'))
-    return s
->>>>>>> /tmp/tmpem0bwyno
-
-# %% ../nbs/78_commands.ipynb #fede169f
-def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run):
-    from rdd_nb.auto import distill_auto
-    from rdd_nb.compare import trusting
-    from rdd_nb.distill import distill
-    from rdd_nb.parts import whole
-    (splits, source), options = loaded, dict(device=device, out=out, resume=resume, label=label)
-    ipc = whole('ipc', ipc, 1, 10**6)
-    if method == 'auto' and (dry_run or profile): raise ValueError('--dry-run and --profile need one method, not auto')
     if dry_run: return _estimated(splits, method, ipc, seed, device, trust)
     if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
     else:
@@ -266,23 +242,15 @@ def _evaluate(run, s, splits, source, on, recipes, networks, device, jobs, optio
         row = evaluate(s, test, recipe, networks, made.get('seed', 0), clusters, device, **options)
         rows.append(dict(method=made.get('method', run.stem) + model) | row | cost)
         _say(f'{run}{model}', row)
-<<<<<<< /tmp/tmpdkd4iauo
-    _write_rows(run, rows, source=source, on=on, networks=networks, device=device, test_hash=test.hash())
-=======
-    config = dict(source=source, on=on, training=rows[0]['training'] if len(rows) == 1 else None, networks=networks,
-                  device=str(pick_device(device)), versions=versions(), test_hash=test.hash())
-    report = dict(config=config, rows=rows, summary=[] if number else summarise(rows), paired=[])
-    write_json(run/'report.json' if run.is_dir() else run.with_suffix('.report.json'), report)
->>>>>>> /tmp/tmpvll9m8z0
     return rows
 
 # %% ../nbs/78_commands.ipynb #105b9caf
-def _write_rows(run, rows, device, **config):
+def _write_rows(run, rows, number, device, **config):
     from rdd_nb.core import pick_device, versions, write_json
     from rdd_nb.intervals import summarise
     recipe = rows[0]['training'] if len(rows) == 1 else None
     config |= dict(training=recipe, device=str(pick_device(device)), versions=versions())
-    report = dict(config=config, rows=rows, summary=summarise(rows), paired=[])
+    report = dict(config=config, rows=rows, summary=[] if number else summarise(rows), paired=[])
     write_json(run/'report.json' if run.is_dir() else run.with_suffix('.report.json'), report)
 
 # %% ../nbs/78_commands.ipynb #015223d8
