@@ -200,6 +200,13 @@ def _packed(patches, factor):
     small = F.interpolate(patches, size=(h // factor, w // factor), mode='bilinear', antialias=True)
     return small.unflatten(0, (-1, factor, factor)).permute(0, 3, 1, 4, 2, 5).reshape(-1, c, h, w)
 
+# %% ../nbs/39_teacher.ipynb #b0c5ed39
+def _best_boxes(net, x, y, crops, g, least):
+    "The least loss of each sample over random crops of it, and a function from rows to the boxes of those crops."
+    boxes = [_boxes(len(x), g, least) for _ in range(crops)]
+    best, which = _crop_losses(net, x, y, boxes).cpu().min(0)
+    return best.to(y.device), lambda rows: [torch.stack(t)[which[rows], rows] for t in zip(*boxes)]
+
 # %% ../nbs/39_teacher.ipynb #ee5370a0
 def select_patches(
     net,                 # the teacher
@@ -217,14 +224,11 @@ def select_patches(
     h, w, n_classes = *x.shape[2:], n_classes or int(y.max()) + 1
     if factor < 1 or h % factor or w % factor:
         raise ValueError(f'factor={factor!r}: cannot divide an image of {h}x{w} pixels into so many patches a side')
-    g = generator(seed, 'patches')
-    boxes = [_boxes(len(x), g, least) for _ in range(crops)]
-    best, which = _crop_losses(net, x, y, boxes).cpu().min(0)
+    best, boxes = _best_boxes(net, x, y, crops, generator(seed, 'patches'), least)
     ids = torch.zeros_like(y) if clusters is None else torch.as_tensor(clusters, device=y.device)
-    rows = _slots(best.to(y.device), y, ids, ipc * factor**2, n_classes)
-    patches = _cut(x[rows.to(x.device)], *(torch.stack(t)[which[rows], rows] for t in zip(*boxes)))
+    rows = _slots(best, y, ids, ipc * factor**2, n_classes)
     labels = torch.arange(n_classes, device=x.device).repeat_interleave(ipc)
-    return _packed(patches, factor), labels, rows.view(-1, factor**2)
+    return _packed(_cut(x[rows.to(x.device)], *boxes(rows)), factor), labels, rows.view(-1, factor**2)
 
 # %% ../nbs/39_teacher.ipynb #62b0b0da
 class PatchSelection(Selection, names=('patches',)):
