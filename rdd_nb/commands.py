@@ -134,7 +134,10 @@ def _with_parts(parts, method, **kwargs):
 def _text_of(path, otherwise): return path.read_text() if path.exists() else otherwise
 
 # %% ../nbs/78_commands.ipynb #75a5941b
-#| export
+def _say_made(s, out):
+    p, what = s.provenance, 'images' if s.x.dim() == 4 else 'rows'
+    print(f'{len(s)} synthetic {what} in {out}/synthetic.{"safetensors" if s.table is None else "csv"} '
+          f'({p["steps"]} steps, {p["seconds"]:.0f} s); next: rdd-nb evaluate {out}')
 
 # %% ../nbs/78_commands.ipynb #fede169f
 def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run):
@@ -235,13 +238,14 @@ def _evaluate(run, s, splits, source, on, recipes, networks, device, jobs, optio
     from rdd_nb.evaluation import evaluate, fit_clusters, reference_clusters
     from rdd_nb.tabular import predicts_number
     test, made, number = getattr(splits, on), s.provenance, predicts_number(s)
-    clusters = number or dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
-    options |= dict(population=splits.train, jobs=min(jobs, networks))
+    clusters, options = None, options | dict(population=splits.train, jobs=min(jobs, networks))
+    if not number: clusters = dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
     cost, rows = {k: made.get(k) for k in ('seconds', 'peak_mb', 'steps')}, []
     for model, recipe in recipes.items():
         row = evaluate(s, test, recipe, networks, made.get('seed', 0), clusters, device, **options)
         rows.append(dict(method=made.get('method', run.stem) + model) | row | cost)
         _say(f'{run}{model}', row)
+    _write_rows(run, rows, number, source=source, on=on, networks=networks, device=device, test_hash=test.hash())
     return rows
 
 # %% ../nbs/78_commands.ipynb #105b9caf
@@ -338,15 +342,16 @@ def sweep(
     resume: bool = False, # go on with what is in the folder; also if the grid has changed
     jobs: int | None = None, # processes (if not given: one per core)
     parts: list = (), # Python file with your own parts, which is run; may be repeated
+    metrics: list = (), # a function of that file, f(y, prediction, group); may be repeated
     trust: bool = False, # let decoder files run their code (a .pt2 file can execute anything)
     device: str | None = None, # cpu, cuda, cuda:1, ... (if not given: a GPU if there is one)
     command: str | None = None,
     **kwargs,
 ):
     "Run a grid of methods, risks, places and seeds from a TOML file."
-    use_parts(parts)
+    how = dict(resume=resume, trust=trust, command=command, metrics=_functions(use_parts(parts), metrics))
     out = _folder(out, Path(grid).with_suffix('').name + '-sweep')
-    return _sweep(grid, out, dry_run, kwargs, device, jobs, resume=resume, trust=trust, command=command)
+    return _sweep(grid, out, dry_run, kwargs, device, jobs, **how)
 
 # %% ../nbs/78_commands.ipynb #9fc5650f
 def _sweep(grid, out, dry_run, where, device, jobs, **options):

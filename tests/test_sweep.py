@@ -352,22 +352,28 @@ from rdd_nb.risk import Risk
 class Worst2(Risk):
     "The mean of the two largest losses."
     def _weights(self, l, p): return torch.zeros_like(l).scatter(-1, l.topk(2).indices, .5)
+
+def zeros(y, prediction, group): return (prediction == 0).mean()
 """
 
 
 def test_parts_of_a_users_file_reach_the_workers(here):
-    "In two processes, then resumed and grown; without the file the name is unknown."
+    "A risk and a metric, in two processes, then resumed and grown; without the file the name is unknown."
     Path('mine.py').write_text(MINE)
     grid = '[grid]\nmethod = "distribution"\nsteps = 2\nrisk = "worst2"\nrisk_at = "target"\n'
     Path('grid.toml').write_text('seeds = 2\n' + SMALL + grid)
     with pytest.raises(ValueError, match='worst2'): sweep('grid.toml', here/'out', device='cpu', progress=False)
     assert not Path('out').exists()
-    first = start('grid.toml', '--out', 'out', '--jobs', 2, '--parts', 'mine.py')
+    mine = '--parts', 'mine.py', '--metrics', 'zeros'
+    first = start('grid.toml', '--out', 'out', '--jobs', 2, *mine)
     said = first.communicate(timeout=240)[1]
     assert first.returncode == 0, said
     before = rows(here/'out')
     Path('grid.toml').write_text('seeds = 3\n' + SMALL + grid)
-    second = start('grid.toml', '--out', 'out', '--jobs', 1, '--parts', 'mine.py', '--resume')
+    second = start('grid.toml', '--out', 'out', '--jobs', 1, *mine, '--resume')
     said = second.communicate(timeout=240)[1]
     assert second.returncode == 0 and rows(here/'out')[:2] == before and len(rows(here/'out')) == 3, said
     assert 'Worst2()' in Path('out/config.json').read_text()
+    confusion = np.array(before[0]['confusion'])
+    assert before[0]['metrics'] == {'zeros': pytest.approx(confusion[:, 0].sum() / confusion.sum())}
+    assert 'zeros' in Path('out/report.md').read_text()
