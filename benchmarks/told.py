@@ -57,7 +57,8 @@ def main():
     todo = [(t, s) for s, t in itertools.product(range(args.seeds), TASKS)]
     try:
         for task, seed in todo:
-            if re.search(args.only, task): print(task, seed, found.row((task, seed), lambda: make(task, seed))['seconds'])
+            if not re.search(args.only, task): continue
+            print(task, seed, found.row((task, seed), lambda: make(task, seed))['seconds'])
     except TimeIsUp: print('time is up')
     absent = dict.fromkeys(t for t, s in todo if (t, s) not in found.index)
     command = 'python benchmarks/told.py --work runs/told'
