@@ -30,6 +30,7 @@ from .models import in_chunks
 from .parts import Part, number, one_of, shown, whole
 from .risk import CVaR
 from .rows import take
+from .tabular import predicts_number
 
 # %% ../nbs/66_auto.ipynb #129093ef
 _NAMED = 'k-center', 'kmeans', 'loss-balanced', 'distribution', 'density', 'rdd-hard'
@@ -265,11 +266,15 @@ class _Sum(Criterion, abstract=True):
 
 def _parts(c): return c.parts if isinstance(c, _Sum) else [(1., c)]
 
-def _times(c, factor):
-    return _Sum([(number('factor', factor, open_low=True) * f, part) for f, part in _parts(c)])
+@patch
+def __add__(self: Criterion, other): return _Sum([*_parts(self), *_parts(other)])
 
-Criterion.__add__ = lambda self, other: _Sum([*_parts(self), *_parts(other)])
-Criterion.__mul__ = Criterion.__rmul__ = _times
+@patch
+def __mul__(self: Criterion, factor):
+    return _Sum([(number('factor', factor, open_low=True) * f, part) for f, part in _parts(self)])
+
+@patch
+def __rmul__(self: Criterion, factor): return self * factor
 
 # %% ../nbs/66_auto.ipynb #7ca40e5f
 CRITERION = 'mistakes + sharedtail(0.05)'
@@ -416,6 +421,7 @@ def hold_out(
 def _material(data, seed):
     "Training data, the part to distil from while choosing, its validation data, and how many of these were held out."
     train, val = (data, None) if isinstance(data, GroupedDataset) else (data.train, data.val)
+    if predicts_number(train): raise ValueError('method auto: chooses by errors of classes, and the target is a number')
     if val is not None and len(val): return train, train, val, 0
     return train, *(parts := hold_out(train, seed)), len(parts[1])
 

@@ -31,15 +31,17 @@ def _data(
     data_seed: int | None = None, # redraws the split and the minority
     root: str | None = None, # folder with data on disk (if not given: the environment variable RDD_NB_DATA)
     download: bool = False, # let torchvision download what is missing
-    target: str | None = None, # column of a table that is to be predicted, with two or more classes
+    target: str | None = None, # column of a table that is to be predicted: classes or a number
     groups: str = '', # columns of a table whose combinations are the groups, separated by commas; they are no features
+    task: Literal['classification', 'regression'] | None = None, # if not given: more than ten numbers are regression
     **kwargs,
 ):
     "Splits, and how they were loaded."
     from rdd_nb.sources import load_data
     if not name: raise ValueError("data='': expected a name, a folder, an .npz file or a table")
     if root is not None and not Path(root).is_dir(): raise FileNotFoundError(f'--root {root}: there is no such folder')
-    given = dict(shift=shift, share=share, data_seed=data_seed, root=root, target=target, groups=groups, **kwargs)
+    given = dict(shift=shift, share=share, data_seed=data_seed, root=root, target=target, groups=groups, task=task,
+                 **kwargs)
     splits = load_data(str(name), download=download, **_given(given))
     return splits, splits.source
 
@@ -103,7 +105,7 @@ def _changed(
 def distill(
     data: str, # digits, mnist, ..., a folder of images (a subfolder per class), an .npz file with x and y, or a table
     method: str | None = None, # of `rdd-nb methods`, or auto: a choice (if not given: rdd-distance; for a table rows)
-    ipc: int = 10, # images (or rows) per class
+    ipc: int = 10, # images (or rows) per class; rows in all where a number is predicted
     seed: int = 0, # of the distillation
     out: str | None = None, # run folder (if not given: runs/DATA-METHOD-ipcN-seedK)
     resume: bool = False, # continue a run that was stopped
@@ -132,22 +134,24 @@ def _with_parts(parts, method, **kwargs):
 def _text_of(path, otherwise): return path.read_text() if path.exists() else otherwise
 
 # %% ../nbs/78_commands.ipynb #75a5941b
+#| export
+
+# %% ../nbs/78_commands.ipynb #fede169f
 def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run):
     from rdd_nb.auto import distill_auto
     from rdd_nb.compare import trusting
     from rdd_nb.distill import distill
     from rdd_nb.parts import whole
+    from rdd_nb.tabular import number_note
     (splits, source), options = loaded, dict(device=device, out=out, resume=resume, label=label)
     ipc = whole('ipc', ipc, 1, 10**6)
     if method == 'auto' and (dry_run or profile): raise ValueError('--dry-run and --profile need one method, not auto')
+    if note := number_note(splits.train, source.get('task')): print(note)
     if dry_run: return _estimated(splits, method, ipc, seed, device, trust)
     if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
     else:
         with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, profile=profile, **options)
-    p = s.provenance
-    what, file = ('images' if s.x.dim() == 4 else 'rows'), f'synthetic.{"safetensors" if s.table is None else "csv"}'
-    print(f'{len(s)} synthetic {what} in {out}/{file} ({p["steps"]} steps, {p["seconds"]:.0f} s); '
-          f'next: rdd-nb evaluate {out}')
+    _say_made(s, out)
     if profile: print(_text_of(out/'profile.txt', 'the run was finished before'))
     return s
 
@@ -165,7 +169,7 @@ def _estimated(splits, method, ipc, seed, device, trust):
 def _recipe(
     networks,
     jobs,
-    model: str | None = None, # architecture, logistic or boosting (if not given: convnet; for a table the two and mlp)
+    model: str | None = None, # architecture, or for a table logistic, ridge, boosting (if not given: all that suit)
     epochs: int = 200, # of every network
     augment: str = '', # augmentation while training, such as 'crop scale rotate'
     precision: Literal['float32', 'bfloat16'] = 'float32', # of the training; bfloat16 is faster if the processor has it
@@ -220,30 +224,39 @@ def _opened(run, data, where):
 def _recipes(s, recipe, asked) -> dict: # what is appended to the method's name -> recipe
     "One recipe; for rows of a table one for each usual model, where none was asked for."
     from dataclasses import replace
+    from rdd_nb.learners import default_models, default_regressors
+    from rdd_nb.tabular import predicts_number
     if asked or s.x.dim() == 4: return {'': recipe}
-    return {f' @ {m}': replace(recipe, model=m) for m in ('logistic', 'boosting', 'mlp')}
+    models = default_regressors() if predicts_number(s) else default_models()
+    return {f' @ {m}': replace(recipe, model=m) for m in models}
 
 # %% ../nbs/78_commands.ipynb #0aa76f75
 def _evaluate(run, s, splits, source, on, recipes, networks, device, jobs, options):
-    from rdd_nb.core import pick_device, versions, write_json
-    from rdd_nb.intervals import summarise
     from rdd_nb.evaluation import evaluate, fit_clusters, reference_clusters
-    test, made = getattr(splits, on), s.provenance
-    clusters = dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
+    from rdd_nb.tabular import predicts_number
+    test, made, number = getattr(splits, on), s.provenance, predicts_number(s)
+    clusters = number or dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
     options |= dict(population=splits.train, jobs=min(jobs, networks))
     cost, rows = {k: made.get(k) for k in ('seconds', 'peak_mb', 'steps')}, []
     for model, recipe in recipes.items():
         row = evaluate(s, test, recipe, networks, made.get('seed', 0), clusters, device, **options)
         rows.append(dict(method=made.get('method', run.stem) + model) | row | cost)
         _say(f'{run}{model}', row)
-    config = dict(source=source, on=on, training=rows[0]['training'] if len(rows) == 1 else None, networks=networks,
-                  device=str(pick_device(device)), versions=versions(), test_hash=test.hash())
-    report = dict(config=config, rows=rows, summary=summarise(rows), paired=[])
-    write_json(run/'report.json' if run.is_dir() else run.with_suffix('.report.json'), report)
     return rows
+
+# %% ../nbs/78_commands.ipynb #105b9caf
+def _write_rows(run, rows, number, device, **config):
+    from rdd_nb.core import pick_device, versions, write_json
+    from rdd_nb.intervals import summarise
+    recipe = rows[0]['training'] if len(rows) == 1 else None
+    config |= dict(training=recipe, device=str(pick_device(device)), versions=versions())
+    report = dict(config=config, rows=rows, summary=[] if number else summarise(rows), paired=[])
+    write_json(run/'report.json' if run.is_dir() else run.with_suffix('.report.json'), report)
 
 # %% ../nbs/78_commands.ipynb #015223d8
 def _say(run, row):
+    from rdd_nb.regression import error_line
+    if 'rmse' in row: return print(f'{run}: {error_line(row)}')
     groups, worst = ', '.join(f'{g} {v:.3f}' for g, v in row['group_accuracy'].items()), row['worst_class_group']
     print(f'{run}: accuracy {row["accuracy"]:.3f} ({groups}); worst class and group {worst["name"]} '
           f'{row["worst_class_group_accuracy"]:.3f}, n = {worst["n"]}')

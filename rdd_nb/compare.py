@@ -26,6 +26,7 @@ from .evaluation import evaluate, fit_clusters, reference_clusters
 from .intervals import paired, recipe_differences, summarise
 from .metrics import NoiseWarning
 from .parts import one_of, shown, whole
+from .tabular import predicts_number
 
 # %% ../nbs/62_compare.ipynb #dccc8c35
 FULL = {'full': None, 'full-risk': '0.5*mean + 0.5*cvar(tail=0.1)'}   # training on all real samples, under which risk
@@ -147,6 +148,8 @@ def _round(waiting, found, bar, jobs, splits, runs, device, shared):
 # %% ../nbs/62_compare.ipynb #c6115358
 def check_all(splits, methods, ipcs, training, networks, on, jobs=None):
     "Raise `ValueError` in one line for settings of a comparison that cannot work on these data."
+    if predicts_number(splits.train): raise ValueError('data: the target is a number, and a comparison is of accuracies; '
+                                                       'distil and evaluate each run, then report the folders')
     if jobs is not None: whole('jobs', jobs)
     one_of('on', on, ('test', 'val'))
     whole('networks', networks, 1, 1000)

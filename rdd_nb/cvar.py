@@ -214,8 +214,14 @@ def __call__(self: Mixture, losses, p=None, groups=None):
     return sum(f * r(losses, p, groups) for f, r in self.check().parts)
 
 # %% ../nbs/24_cvar.ipynb #07448ad7
-Risk.__mul__ = Risk.__rmul__ = lambda self, factor: Mixture([(factor, self)])
-Risk.__add__ = lambda self, other: Mixture([(1., self), (1., other)])
+@patch
+def __mul__(self: Risk, factor): return Mixture([(factor, self)])
+
+@patch
+def __rmul__(self: Risk, factor): return self * factor
+
+@patch
+def __add__(self: Risk, other): return Mixture([(1., self), (1., other)])
 
 # %% ../nbs/24_cvar.ipynb #6d77120f
 def _runs(l, groups):

@@ -258,8 +258,7 @@ def _label_row(ax, names, group, width, n):
     "Classes above `width` pixels each, the group on the left, room for `n` images."
     ax.set_xticks([(k + .5) * width - .5 for k in range(len(names))], names, fontsize=8)
     ax.tick_params(length=0, top=False, labeltop=True, labelbottom=False, pad=1)
-    ax.set(yticks=[], xlim=(-.5, n * width - .5))
-    ax.spines[:].set_visible(False)
+    ax.set(yticks=[], xlim=(-.5, n * width - .5)); ax.spines[:].set_visible(False)
     if group: ax.set_ylabel(group, fontsize=8)
 
 # %% ../nbs/05_data.ipynb #f36f8463

@@ -23,12 +23,12 @@ from .coresets import density_weights
 from .data import GroupedDataset
 from .kmeans import assign_nearest
 from .matching import Batch, Clusters, within_clusters
-from .methods import METHODS, Method, as_method
+from .methods import METHODS, Method, as_method, check_for_numbers
 from .models import make_model
 from .parts import Setup, shown, whole
 from .profiling import watch, write_profile
 from .synthetic import SyntheticDataset, load, save, save_png
-from .tabular import frame_of
+from .tabular import frame_of, predicts_number
 
 # %% ../nbs/45_distill.ipynb #2bf89391
 class Distiller:
@@ -133,7 +133,8 @@ def _network_risk(self: Distiller, losses, index):
 # %% ../nbs/45_distill.ipynb #83794f3f
 @patch
 def _loss(self: Distiller) -> tuple: # (loss, weights of the real samples of the batch, which these are)
-    m, t, g = self.method, self.step_number, generator(self.seed, 'batch', self.step_number)
+    m, t, kept = self.method, *self._served()
+    g = generator(self.seed, 'batch', t)
     index, share = self._own(*m.batch.draw(self, g))
     with record_function('read the batch'): real = self.x[index]
     x, s = augment(real, self.stored.decode(), names=m.augment, generator=g)
@@ -141,8 +142,17 @@ def _loss(self: Distiller) -> tuple: # (loss, weights of the real samples of the
     found = self.assigned if at else None
     clusters = Clusters(self.clusters(index), found.owner, found.answer) if found else None
     batch = Batch(x, self.y[index], s, self.sy, self.n_classes, self.soft(), clusters, self._weighted(index, share),
-                  index, generator(self.seed, 'objective', t), t / m.steps)
+                  index, generator(self.seed, 'objective', t), self.step_number / m.steps, kept=kept)
     return *self.objective.loss(self.network, self._own_side(batch), m.risk, at), index
+
+# %% ../nbs/45_distill.ipynb #e044bdde
+@patch
+def _served(self: Distiller) -> tuple: # (step whose real samples serve this one, what is kept of them or None)
+    plan, t = self.method.network, self.step_number
+    if not plan.once: return t, None
+    born = t - t % plan.life
+    if getattr(self, 'kept', (None,))[0] != born: self.kept = born, {}
+    return self.kept
 
 # %% ../nbs/45_distill.ipynb #840ec4c7
 @patch
@@ -302,6 +312,7 @@ def check_inputs(
     if data.stored.ndim == 2 and (method.augment or method.network.mix):
         what = f'augment={shown(method.augment)}' if method.augment else f'network.mix={method.network.mix}'
         raise ValueError(f'{what}: made for images, not for rows of a table')
+    if predicts_number(data): check_for_numbers(method)
     _check_ipc(data, method, whole('ipc', ipc)), _check_groups(data, method)
     if data.bytes is None and not torch.isfinite(data.x).all():
         raise ValueError('x of the data set holds NaN or infinite values')

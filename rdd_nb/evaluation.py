@@ -25,7 +25,9 @@ from .kmeans import KMeans, assign_nearest
 from .models import usual
 from .corruptions import as_corruptions
 from .metrics import NoiseWarning, group_metrics, notes, population_shares, summary_metrics
+from .regression import number_row, regressor
 from .synthetic import SyntheticDataset
+from .tabular import predicts_number
 from .training import Training, protocol, train, train_together, predict_scores
 
 # %% ../nbs/50_evaluation.ipynb #d6197bc7
@@ -58,11 +60,17 @@ def fit_clusters(
     centres = KMeans(min(n_clusters, len(train)), random_state=0).fit(train.samples('cpu').flatten(1)).cluster_centers_
     return assign_nearest(test.samples('cpu').flatten(1), centres)[0]
 
+# %% ../nbs/50_evaluation.ipynb #24a85ccd
+_REFERENCE_MB = 512    # of float32 that scikit-learn's k-means is given at once
+
 def reference_clusters(test: GroupedDataset) -> Tensor: # (n_test,) ids
     "The clusters of RDD's released evaluation: scikit-learn's k-means, 10 clusters, seed 0, on normalised test pixels."
     from sklearn.cluster import KMeans as SklearnKMeans
-    ids = SklearnKMeans(min(10, len(test)), random_state=0).fit_predict(test.x.cpu().flatten(1).numpy())
-    return torch.as_tensor(ids).long()
+    x = test.samples('cpu').flatten(1)
+    n, most = len(x), max(10, int(_REFERENCE_MB * 2**20 / (4 * x.shape[1])))
+    if n <= most: return torch.as_tensor(SklearnKMeans(min(10, n), random_state=0).fit_predict(x[:].numpy())).long()
+    fit = SklearnKMeans(10, random_state=0).fit(x[torch.randperm(n, generator=generator('reference'))[:most]].numpy())
+    return torch.cat([torch.as_tensor(fit.predict(block.numpy())) for block in x.split(1024)]).long()
 
 # %% ../nbs/50_evaluation.ipynb #530094fc
 def _check_columns(a, b):
@@ -241,6 +249,23 @@ def _evaluate_learner(training, protocol, teacher, source, test, seed, clusters,
         raise ValueError(f'model={training.model!r} is no network: a protocol, a teacher or a risk cannot act')
     return evaluate_estimator(training.learner, source, test, 1, seed, clusters, corruptions, population, **measures)
 
+# %% ../nbs/50_evaluation.ipynb #344ea6e5
+def _number_row(estimator, source, test, repeats, seed, corruptions=None, keep=None, **measures):
+    "The row of a regressor. Raises `ValueError` for what only a classifier or an image can have."
+    for name, v in dict(corruptions=corruptions, keep=keep).items():
+        if v is not None: raise ValueError(f'{name}: cannot act, since the target is a number')
+    how = dict(training=dict(estimator=' '.join(repr(estimator).split())))
+    about = _about(source, test, seed, repeats, 'number')
+    return number_row(estimator, source, test, repeats, seed, **measures) | about | how
+
+def _evaluate_regressor(training, protocol, teacher, source, test, seed, clusters, corruptions, population, measures,
+                        **_):
+    "The row of a regressor of `default_regressors`, which stands for a network where none was named."
+    if teacher or protocol or training.risk is not None:
+        raise ValueError('the target is a number: a protocol, a teacher or a risk cannot act on its models')
+    model = regressor(usual(training.model, test.x.shape[1:]))
+    return evaluate_estimator(model, source, test, 1, seed, corruptions=corruptions, **measures)
+
 # %% ../nbs/50_evaluation.ipynb #0e3f0425
 def _evaluate_networks(source, test, training, networks, seed, clusters, device, corruptions, population, protocol,
                        teacher, jobs, progress, measures):
@@ -266,6 +291,7 @@ def evaluate(
     **measures,            # of `measure`: minimum, metrics, keep
 ) -> dict: # one row of a report, without 'method'
     "Train networks on `source`, test each once. Raises `ValueError` where they do not fit; warns of small groups."
+    if predicts_number(test): return _evaluate_regressor(**locals())
     return (_evaluate_networks if training.learner is None else _evaluate_learner)(**locals())
 
 # %% ../nbs/50_evaluation.ipynb #e77bc951
@@ -311,6 +337,7 @@ def evaluate_estimator(
     if not (hasattr(estimator, 'fit') and hasattr(estimator, 'predict')):
         raise ValueError(f'estimator: expected an object with fit and predict, got {type(estimator).__name__}')
     _check_fit(source, test)
+    if predicts_number(test): return _number_row(estimator, source, test, repeats, seed, corruptions, **measures)
     *given, labels = _for_estimator(estimator, source)
     make = lambda _: [_fitted(estimator, *given, (seed, k), test.n_classes) for k in range(repeats)]
     how = dict(training=dict(estimator=' '.join(repr(estimator).split())))

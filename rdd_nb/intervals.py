@@ -114,6 +114,10 @@ def summarise(rows) -> list: # one dict per method, in order of appearance
     return found
 
 # %% ../nbs/47_intervals.ipynb #1a61c027
+def _difference(d):
+    i = interval(d)
+    return {k: v for k, v in i.items() if k != 'mean'} | dict(difference=i['mean'])
+
 def _by_seed(rows, metrics):
     "metric -> method -> seed -> value, with the accuracy of every group among the metrics."
     value = {}
@@ -135,10 +139,7 @@ def paired(
     for method, base in ((m, b) for m in methods for b in baselines if b in methods and b != m):
         for metric, of in value.items():
             d = [v - of[base][s] for s, v in of.get(method, {}).items() if s in of.get(base, {})]
-            if not d: continue
-            i = interval(d)
-            i['difference'] = i.pop('mean')
-            found.append(dict(method=method, baseline=base, metric=metric, n_seeds=len(d)) | i)
+            if d: found.append(dict(method=method, baseline=base, metric=metric, n_seeds=len(d)) | _difference(d))
     return found
 
 # %% ../nbs/47_intervals.ipynb #9e4d0816

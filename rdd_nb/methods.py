@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'PLAIN', 'METHODS', 'CARDS', 'Optimizer', 'Sgd', 'Adam', 'RealBatch', 'RandomBatch', 'RepresentativeBatch',
-           'BalancedBatch', 'Network', 'idle', 'Method', 'Card', 'name_method', 'as_method']
+           'BalancedBatch', 'Network', 'idle', 'Method', 'check_for_numbers', 'Card', 'name_method', 'as_method']
 
 # %% ../nbs/44_methods.ipynb #9afbab8a
 import dataclasses, functools
@@ -98,12 +98,14 @@ class Network(Part, kind='network'):
                  batch=128,       # real samples of such an update
                  mix=0.,          # probability of CutMix in it (IDC)
                  precision='float32',  # 'bfloat16': the real side of a step in mixed precision
+                 once=False,      # True: one batch of real samples, and their statistics, for all updates in a network
                 ):
         self.model = one_of('model', model, tuple(MODELS))
         self.width = width if width is None else whole('width', width, 1, 2**16)
         self.life, self.steps, self.batch = whole('life', life), whole('steps', steps, 0), whole('batch', batch)
         self.lr, self.mix = number('lr', lr, open_low=True), number('mix', mix, 0, 1, open_high=True)
         self.precision = one_of('precision', precision, ('float32', 'bfloat16'))
+        self.once = one_of('once', once, (False, True))
 
 # %% ../nbs/44_methods.ipynb #e810ccf1
 Network.known |= {'network': Network} | {name: functools.partial(Network, name) for name in MODELS}
@@ -116,9 +118,17 @@ def _networks(m):
     helpers = m.start.uses_network or m.labels.uses_network or m.clustering is not None and m.clustering.uses_network
     if o is not None and (o.uses_network or 'model' in o.own_networks) or helpers: acts |= {'model', 'width'}
     if looks: acts |= {'life'} | ({'precision'} if isinstance(o, (Matcher, KernelRidge)) else set())
+    if isinstance(o, Matcher) and not _changing(m): acts |= {'once'}
     if looks and m.network.life > 1: acts |= {'steps', 'lr'} if m.network.steps else {'steps'}
     if 'lr' in acts or helpers or o is not None and o.own_networks: acts |= {'batch', 'mix'}
     return acts
+
+# %% ../nbs/44_methods.ipynb #6510b841
+def _changing(m):
+    "Why the real side of a step changes from one update in a network to the next; None if it stays as it is."
+    if m.network.life == 1: return 'with life=1 a network serves one update'
+    if m.network.steps: return f'with steps={m.network.steps} a network changes after each update'
+    if m.risk and getattr(m.clustering, 'moving', False): return 'the clusters follow the synthetic samples'
 
 # %% ../nbs/44_methods.ipynb #98ad509d
 def _unclustered(m):
@@ -137,7 +147,7 @@ def idle(m) -> dict: # setting -> why it cannot act; settings of the network pla
     elif not o.uses_batch(m.risk_at):
         found |= dict.fromkeys(('batch', 'base'), f'{o!r} does not look at batches of real samples')
     if why := _unclustered(m): found['clustering'] = why
-    for name in ('model', 'width', 'life', 'steps', 'lr', 'batch', 'mix', 'precision'):
+    for name in ('model', 'width', 'life', 'steps', 'lr', 'batch', 'mix', 'precision', 'once'):
         if name not in acts: found[f'network.{name}'] = _why(m, name)
     if o is None and not acts: found['augment'] = 'nothing is trained'
     return found
@@ -147,7 +157,9 @@ def _why(m, name):
     "Why a setting of the network plan cannot act."
     if m.objective is None: return 'no network of this plan is used'
     if not m.objective.uses_network: return f'{m.objective!r} does not look at the networks of the loop'
-    if name == 'precision': return f'{m.objective!r} does not match statistics of real samples'
+    fixed = name == 'once' and isinstance(m.objective, Matcher)
+    if name in ('precision', 'once') and not fixed: return f'{m.objective!r} does not match statistics of real samples'
+    if fixed: return _changing(m)
     if m.network.life == 1: return 'with life=1 a network is replaced before what it learns reaches the samples'
     return 'with steps=0 no network is trained'
 
@@ -258,6 +270,16 @@ def _check(m):
     if not isinstance(m.augment, str):
         raise ValueError(f"augment={shown(m.augment)}: expected names such as 'crop scale'")
     augment(names=m.augment, generator=generator('check'))
+
+# %% ../nbs/44_methods.ipynb #785c04d4
+def check_for_numbers(m):
+    "Raises `ValueError` for a part of a method that needs classes, for data whose target is a number."
+    o, names = m.objective, [k for k in ('start', 'labels', 'clustering') if getattr(m, k) is not None]
+    needy = [f'{k}={getattr(m, k)!r}' for k in names if getattr(m, k).uses_network]
+    if o is not None and (o.uses_labels or not isinstance(o, Matcher)): needy.insert(0, f'objective={o!r}')
+    if m.network.steps: needy.append(f'network.steps={m.network.steps}')
+    if needy: raise ValueError(f'{needy[0]}: learns from classes, and the target is a number; objectives that act are '
+                               'mmd, moments, characteristic and distribution, clusters such as kmeans(4)')
 
 # %% ../nbs/44_methods.ipynb #a6e946b2
 def _plain_value(v): return v if isinstance(v, (str, int, float, type(None))) else repr(v)

@@ -14,12 +14,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from scipy.linalg import eigh
 from torch import nn, Tensor
 from tqdm.auto import tqdm
 
 # %% ../nbs/30_priors.ipynb #b709964f
 from .core import generator, seeded
 from .parts import Part, number, shown, whole
+from .rows import column_mean
 
 # %% ../nbs/30_priors.ipynb #4c3815f2
 class Parametrisation:
@@ -146,18 +148,27 @@ class Quantiles(Prior):
             return (columns.gather(1, rank.T).T + (z - z.detach())).unflatten(1, shape)
         return Parametrisation([z], decode)
 
+# %% ../nbs/30_priors.ipynb #cc666fe5
+def _components(x, r, seed):
+    "The first `r` principal components (r, d) of samples and their mean (d,), as numpy arrays."
+    n, d = len(x), x.shape[1:].numel()
+    if r > min(n, d): raise ValueError(f'rank={r}: {n} samples of {d} numbers have at most {min(n, d)} components')
+    if isinstance(x, Tensor) or 2 * d > n:
+        from sklearn.decomposition import PCA
+        pca = PCA(r, random_state=seed).fit(x[:].detach().flatten(1).cpu().numpy())
+        return pca.components_, pca.mean_
+    mean = column_mean(x.map(lambda part: part.flatten(1).double()))
+    blocks = (block.flatten(1).double() - mean for block in x.split(1024))
+    covariance = sum(c.T @ c for c in blocks).cpu().numpy()
+    return eigh(covariance, subset_by_index=(d - r, d - 1))[1].T[::-1].copy(), mean.cpu().numpy()
+
 # %% ../nbs/30_priors.ipynb #f6502483
 class LowRank(Prior):
     "The mean and the first `rank` principal components of the real samples, stored with the set."
     def __init__(self, rank=16): self.rank = whole('rank', rank)
     def begin(self, images, x, y=None, seed=0, progress=False):
-        from sklearn.decomposition import PCA
-        flat, shape = x[:].detach().flatten(1).cpu().numpy(), images.shape[1:]
-        (n, d), r = flat.shape, self.rank
-        if r > min(n, d): raise ValueError(f'rank={r}: {n} samples of {d} numbers have at most {min(n, d)} components')
-        pca = PCA(r, random_state=seed).fit(flat)
-        basis, mean = (torch.as_tensor(a).to(images) for a in (pca.components_, pca.mean_))
-        def decode(z): return (mean + z @ basis).unflatten(1, shape)
+        basis, mean = (torch.as_tensor(a).to(images) for a in _components(x, self.rank, seed))
+        def decode(z): return (mean + z @ basis).unflatten(1, images.shape[1:])
         return Parametrisation([(images.flatten(1) - mean) @ basis.T], decode, basis.numel() + mean.numel())
 
 # %% ../nbs/30_priors.ipynb #826f416e

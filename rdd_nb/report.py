@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['missing', 'table', 'groups', 'difference_groups', 'differences', 'damaged', 'ladder', 'damage_table',
            'severity_charts', 'damage', 'cost', 'measures', 'curves', 'methods', 'origin', 'Verdict', 'Page', 'page_of',
-           'to_html', 'to_markdown', 'write_report']
+           'to_html', 'to_markdown', 'error_table', 'ErrorPage', 'error_page', 'write_report']
 
 # %% ../nbs/65_report.ipynb #d29f611d
 import math, re
@@ -17,10 +17,12 @@ from fastcore.basics import patch
 from markupsafe import Markup
 from . import findings as found
 from . import plots, report_images
-from .blocks import CSS, SECTIONS, Block, Chart, Code, Entry, Items, Several, Table, section, sections, walk
-from .core import atomic_write, versions
+from .blocks import CSS, SECTIONS, Block, Chart, Code, Entry, Items, Section, Several, Table, Text
+from .blocks import section, sections, walk
+from .core import atomic_write, read_json, versions
 from .findings import decisive, focus, frame, percent, points
-from .runs import Comparison, base, provenance, read_comparison
+from .intervals import interval
+from .runs import ANY, COUNT, NAME, NUMBER, TEXT, WHOLE, Comparison, base, check, provenance, read_comparison, visible
 
 # %% ../nbs/65_report.ipynb #3aa235ea
 def missing(c):
@@ -340,6 +342,62 @@ def to_markdown(
     for b in page.pictures(): b.pictured = pictured
     return re.sub(r'\n{3,}', '\n\n', page.render('markdown')) + '\n'
 
+# %% ../nbs/65_report.ipynb #c2476775
+_ERRORS = {'method': NAME, 'seed': WHOLE, 'target': NAME, 'r2': NUMBER, 'rmse': NUMBER, 'rmse_interval': [NUMBER],
+           'worst_group': NAME, 'worst_group_rmse': NUMBER, 'rmse_of_mean': NUMBER, 'test_hash': TEXT,
+           'group_rmse': {...: NUMBER}, 'group_rmse_interval': {...: [NUMBER]}, 'group_counts': {...: COUNT}, ...: ANY}
+
+def _errors(folders):
+    "The rows of reports whose target is a number; none where any has classes. Raises `ValueError` for other test rows."
+    paths = [Path(f)/'report.json' for f in folders]
+    found = [(p, read_json(p)) for p in paths if p.is_file()]
+    rows = [r for _, f in found if isinstance(f, dict) for r in f.get('rows') or []]
+    if not rows or len(found) < len(paths) or not all(isinstance(r, dict) and 'rmse' in r for r in rows): return []
+    for p, f in found: check(f['rows'], [_ERRORS], f'{p}: rows')
+    if len({(r['target'], r['test_hash']) for r in rows}) > 1:
+        raise ValueError('folders: their runs were tested on other rows or targets, which cannot stand in one table')
+    return visible(rows)
+
+# %% ../nbs/65_report.ipynb #6c4f4330
+def _error_entry(rows, value, ends, n=None, least=None):
+    "Mean of a number over runs: Student's interval over seeds, or that over test rows where there is one run."
+    i = interval([value(r) for r in rows])
+    low, high = (i['low'], i['high']) if len(rows) > 1 else ends(rows[0])
+    if least is not None and low is not None: low = max(low, least)
+    return Entry(i['mean'], low, high, 'measure', n)
+
+def error_table(rows) -> pd.DataFrame:
+    "A line for each method: R2, RMSE, and the RMSE of each group."
+    found = {}
+    for m in dict.fromkeys(r['method'] for r in rows):
+        own = [r for r in rows if r['method'] == m]
+        line = dict(runs=str(len(own)), R2=_error_entry(own, lambda r: r['r2'], lambda r: (None, None)),
+                    RMSE=_error_entry(own, lambda r: r['rmse'], lambda r: r['rmse_interval'], None, 0.))
+        for g, n in own[0]['group_counts'].items():
+            line[f'RMSE, {g}'] = _error_entry(own, lambda r: r['group_rmse'][g], lambda r: r['group_rmse_interval'][g],
+                                              n, 0.)
+        found[m] = line | {'worst group': ', '.join(dict.fromkeys(r['worst_group'] for r in own))}
+    return pd.DataFrame(found).T.rename_axis('method')
+
+# %% ../nbs/65_report.ipynb #287e27cc
+@dataclass
+class ErrorPage(Page):
+    "The page of runs whose target is a number; `c` are their rows."
+    def title(self): return f"Distilled sets compared: {self.c[0]['target']}"
+    def subtitle(self):
+        seeds = len({r['seed'] for r in self.c})
+        return f'{len(self.c)} rows, {seeds} seed{"s" * (seeds > 1)}. Made by rdd_nb from report.json of the runs.'
+    def verdict(self):
+        best = min(self.c, key=lambda r: r['worst_group_rmse'])
+        return Text(f"Smallest error in the worst group: {best['worst_group_rmse']:.3g} ({best['method']}, "
+                    f"{best['worst_group']}). Always saying the mean of the set: {best['rmse_of_mean']:.3g} over all rows.")
+
+# %% ../nbs/65_report.ipynb #824a2de5
+def error_page(rows) -> ErrorPage:
+    text = ('Root mean squared error (RMSE) in the unit of the target. Intervals cover 95 %: over seeds where a method '
+            'has several runs, else over test rows drawn again. Groups differ in how much their targets vary.')
+    return ErrorPage(rows, [(Section('errors', 'Errors by group', None), [Text(text), Table(error_table(rows))])])
+
 # %% ../nbs/65_report.ipynb #2eb8900b
 def write_report(
     folders,   # a folder with a report.json, or several to be compared
@@ -349,7 +407,8 @@ def write_report(
     "Write `report.html`, `report.md` and `report_files`. Raises `FileNotFoundError` or `ValueError` in one line."
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
     if len(folders) != 1 and out is None: raise ValueError('out: got None, expected a folder for several reports')
-    page, out = page_of(read_comparison(folders, data)), Path(folders[0] if out is None else out)
+    rows, out = _errors(folders), Path(folders[0] if out is None else out)
+    page = error_page(rows) if rows else page_of(read_comparison(folders, data))
     texts = {'report.md': to_markdown(page, True), 'report.html': page.render('html') + '\n'}
     files = {f'report_files/{b.key}.png': b.png() for b in page.pictures()} | {k: v.encode() for k, v in texts.items()}
     for name, content in files.items(): atomic_write(out/name, lambda p: p.write_bytes(content))

@@ -18,6 +18,7 @@ def _runs(rows):
     ends = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
     return zip(ends[:-1], ends[1:])
 
+# %% ../nbs/04_rows.ipynb #900ab00f
 def _from_file(array, index):
     "The rows `index` of a mapped array that stands for a whole file."
     rows = np.arange(len(array))[index]
@@ -89,6 +90,7 @@ def pick(self: Rows, index): # Rows
     index = torch.arange(len(self))[torch.as_tensor(index).cpu()]
     return Rows(self.source, self.change, index if self.index is None else self.index.cpu()[index], self.device)
 
+# %% ../nbs/04_rows.ipynb #26738240
 @patch
 def to(self: Rows, device): # Rows
     "The same rows for another device; a tensor that is their source goes there, a mapped array stays."

@@ -268,8 +268,8 @@ def doubt(
 ) -> str:   # '' where there is nothing to ask
     "What should be asked about a column before a model learns from it."
     v = values.dropna().infer_objects()
-    x, kind = v.astype(float).to_numpy(
-        ) if len(v) and kind_of(v) == 'numbers' else np.zeros(0), kind_of(v) if len(v) else ''
+    kind = kind_of(v) if len(v) else ''
+    x = v.astype(float).to_numpy() if kind == 'numbers' else np.zeros(0)
     if (code := _code(x)) is not None:
         rest = x[x != code]
         share = f'{code:g} in {(x == code).sum()} of {len(x)} rows'
@@ -304,8 +304,7 @@ def target_of(
 ) -> Column:
     "The column to predict: classes, or a number where there are more than ten different numbers."
     v = values.dropna().infer_objects()
-    if kind_of(v) == 'numbers' and v.nunique() > 10: c = column_of(name, v, 'number', where)
-    else: c = column_of(name, v, 'category', where)
+    c = column_of(name, v, 'number' if kind_of(v) == 'numbers' and v.nunique() > 10 else 'category', where)
     if positive is None: return c
     if not (last := [l for l in c.levels or () if str(l) == str(positive)]):
         raise ValueError(f'{where}column {name!r}: has no class {positive!r}; it has '
@@ -317,8 +316,7 @@ def target_of(
 def _check_order(text, a, b, numbers, tables):
     for name, t in tables.items():
         left, right = (t[c] if c in t else pd.Series(np.nan if c in numbers else float(c), t.index) for c in (a, b))
-        if (broken := (left > right).sum()):
-            raise ValueError(f'order {text!r}: table {name!r} breaks it in {broken} rows')
+        if n := (left > right).sum(): raise ValueError(f'order {text!r}: table {name!r} breaks it in {n} rows')
 
 # %% ../nbs/08_tables.ipynb #cfa84129
 def read_order(
@@ -355,8 +353,7 @@ def read_schema(
         raise ValueError(f'kinds, accept: there is no column {unknown[0]!r}')
     for c in table:
         if c not in {target, *accept} and (text := doubt(c, table[c])): raise ValueError(ask(f'column {c!r}', text, c))
-    columns = {c: column_of(c, table[c], kinds.get(c)) for c in table if c != target}
-    columns = {c: v for c, v in columns.items() if v.kind != 'missing'}
+    columns = {c: v for c in table if c != target and (v := column_of(c, table[c], kinds.get(c))).kind != 'missing'}
     if not columns: raise ValueError(f'table: has no column beside the target {target!r}')
     return Schema(target_of(target, table[target], positive), columns, read_order(order, columns, {'': table}))
 

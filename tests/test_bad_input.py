@@ -136,7 +136,6 @@ TABLE = [
     # tables
     Bad('distill a.csv', "needs the column to predict .--target.; there are 'age', 'size', 'ill'"),
     Bad('distill a.csv --target sick', "target: there is no column 'sick'"),
-    Bad('distill a.csv --target age', 'regression is not supported'),
     Bad('distill a.csv --target ill --groups sex', "groups: there is no column 'sex'"),
     Bad('distill a.csv --target ill --accept age --ipc 500', 'ipc=500'),
     Bad('distill a.csv --target ill --shift minority', 'a table has its own groups'),

@@ -18,7 +18,7 @@ FLOORS = [
     'findings auto distributed estimate',
     'distill runs surrogates evaluation', 'methods training tasks pinn',
     'bilevel trajectory moments teacher foreign blocks',
-    'matching synthetic metrics sources equations plots', 'clustering', 'shifts coresets tabular hands_on',
+    'matching synthetic metrics regression sources equations plots', 'clustering', 'shifts coresets tabular hands_on',
     'data tables learners models augment corruptions intervals kmeans risk priors spectral', 'cvar',
     'parts rows profiling',
     'core pictures'

@@ -4,6 +4,7 @@ import os, sys
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans as ReferenceKMeans
 
 import rdd_nb.core
 import rdd_nb.rows
@@ -12,11 +13,14 @@ from rdd_nb.core import Cost, OutOfMemory, generator
 from rdd_nb.data import GroupedDataset, from_arrays, split
 from rdd_nb.distill import Distiller, distill
 from rdd_nb.training import Training, train
-from rdd_nb.evaluation import evaluate, fit_clusters
+from rdd_nb.evaluation import evaluate, fit_clusters, reference_clusters
 from rdd_nb.kmeans import KMeans, assign_nearest
 from rdd_nb.methods import METHODS, as_method
+from rdd_nb.models import make_model
+from rdd_nb.priors import LowRank
 from rdd_nb.rows import Rows, take
 from rdd_nb.sources import load_data
+from rdd_nb.teacher import select_patches
 from rdd_nb.trajectory import _hash
 
 SMALL = dict(steps=2, network=dict(width=8), batch=dict(size=16))
@@ -60,7 +64,8 @@ def test_a_distillation_from_bytes_is_that_from_floats(data, no_room, kind, meth
     assert data[kind]._x is None                       # it was never converted as a whole
 
 
-CHEAP = {'patches': dict(start='patches(3)', labels='teacher(3)'), 'batch-norm': dict(objective='batchnorm(steps=3, width=4)')}
+CHEAP = {'patches': dict(start='patches(3)', labels='teacher(3)'),
+         'batch-norm': dict(objective='batchnorm(steps=3, width=4)')}
 UNTOLD = [k for k, m in METHODS.items() if not m.sees_groups and k not in ('rows', 'rdd-rows')]
 
 
@@ -135,6 +140,34 @@ def test_a_file_that_got_shorter_is_one_line(tmp_path):
     rows = Rows(np.load(tmp_path / 'x.npy', mmap_mode='r'))
     os.truncate(tmp_path / 'x.npy', 1000)
     with pytest.raises(ValueError, match='shorter than when it was opened'): rows[[100]]
+
+
+def blocks_only(rows, most, monkeypatch):
+    "Reading more than `most` rows at once fails."
+    read = Rows._made
+    def some(self, index):
+        part = read(self, index)
+        assert len(part) <= most, f'{len(part)} rows were read at once'
+        return part
+    monkeypatch.setattr(Rows, '_made', some)
+    return rows
+
+
+def test_principal_components_patches_and_reference_clusters_are_read_in_blocks(no_room, monkeypatch):
+    x, y = photos(2400)
+    data = from_arrays(x, y)
+    floats = GroupedDataset(data.x, y, mean=data.mean, std=data.std)
+    data._x, net = None, make_model('convnet', (3, 8, 8), 3, width=4)
+    rank, images = LowRank(5), data.x[:6]
+    want = rank.begin(images, floats.x).decode(), *select_patches(net, floats.x, y, 2, crops=3)
+    data._x = None
+    rows = blocks_only(data.samples(), 1024, monkeypatch)
+    found = rank.begin(images, rows).decode(), *select_patches(net, rows, y, 2, crops=3)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(want, found))
+    part = torch.randperm(2400, generator=generator('reference'))[:1000]
+    fit = ReferenceKMeans(10, random_state=0).fit(floats.x[part].flatten(1).numpy())
+    monkeypatch.setattr('rdd_nb.evaluation._REFERENCE_MB', 4 * 192 * 1000 / 2**20)
+    assert reference_clusters(data).tolist() == fit.predict(floats.x.flatten(1).numpy()).tolist()
 
 
 # Memory: 16,000 images of 3 x 32 x 32 are 49 MB as bytes and 197 MB as floats

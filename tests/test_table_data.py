@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.datasets import load_diabetes
+from sklearn.linear_model import LogisticRegression, Ridge
 
 import rdd_nb
 from rdd_nb.cli import main
@@ -122,6 +123,88 @@ def test_a_choice_without_labels(call, monkeypatch):
     assert set(json.load(open('chosen/auto.json'))['scores']) == {'random', 'kmeans'}
 
 
+# A target that is a number
+
+@pytest.fixture
+def patients(call):
+    raw = load_diabetes(as_frame=True, scaled=False).frame.rename(columns=dict(target='progress'))
+    raw.assign(sex=np.where(raw.sex == 1, 'f', 'm')).to_csv('patients.csv', index=False)
+    return 'distill patients.csv --target progress --groups sex --ipc 20 --steps 4 --seed {0} --out run{0}'
+
+
+def test_a_number_from_a_file_to_a_report(call, patients, tmp_path):
+    code, out, err = call(patients.format(0))
+    assert code == 0 and 'so a number is predicted' in out and '20 synthetic rows' in out, err
+    rows, raw = pd.read_csv('run0/synthetic.csv'), pd.read_csv('patients.csv')
+    assert list(rows) == [c for c in raw if c != 'sex'] and rows.progress.dtype == 'int64' and rows.progress.nunique() > 10
+    assert rows.progress.between(raw.progress.min(), raw.progress.max()).all()
+    assert call(patients.format(1) + ' --task regression')[1].startswith('20 synthetic rows')     # asked for: no note
+    code, out, err = call('evaluate run0 run1')
+    assert code == 0 and 'run0 @ ridge: R2 0.' in out and 'worst group' in out, err
+    found = json.load(open('run0/report.json'))['rows']
+    assert [r['method'].rsplit(' @ ')[1] for r in found] == ['ridge', 'boosting', 'mlp']
+    test = load_data('patients.csv', target='progress', groups='sex').test
+    codec, encoded = test.table, test.x.double().numpy()
+    at = [c.name for c in codec.numbers_].index('progress')
+    truth = encoded[:, at] * codec.scale_[at] + codec.mean_[at]     # not clipped to the training rows
+    assert set(truth.round()) <= set(raw.progress) and truth.max() > rows.progress.max()
+    x, tx = (np.delete(t, at, 1) for t in (codec.transform(rows), encoded))
+    error = (Ridge().fit(x, rows.progress).predict(tx) - truth)**2
+    assert found[0]['rmse'] == pytest.approx(error.mean()**.5, rel=1e-3)
+    by = {g: error[test.group.numpy() == i].mean()**.5 for i, g in enumerate(test.groups)}
+    assert found[0]['group_rmse'] == pytest.approx(by, rel=1e-3)
+    assert found[0]['worst_group'] == max(by, key=by.get)
+    assert call('report run0 run1 --out both')[0] == 0
+    page = (tmp_path/'both'/'report.md').read_text()
+    assert '| rows, steps=4 @ ridge | 2 |' in page and 'RMSE, f (n = ' in page and 'Errors by group' in page
+    assert call('evaluate run0 --model boosting')[1].startswith('run0: R2')
+
+
+def test_what_a_number_refuses(call, patients, tmp_path):
+    call(patients.format(0))
+    assert 'expected ridge, boosting, mlp' in call('evaluate run0 --model logistic')[2]
+    assert 'cannot act' in call('evaluate run0 --protocol dm')[2]
+    assert 'corruptions' in call('evaluate run0 --corruptions common')[2]
+    call('distill patients.csv --target sex --ipc 4 --steps 2 --out classes')
+    call('evaluate run0 --model ridge'), call('evaluate classes --model logistic')
+    code, _, err = call('report run0 classes --out both')
+    assert code == 2 and err.count('\n') == 1 and not (tmp_path/'both').exists()
+    (tmp_path/'grid.toml').write_text('[data]\nname = "patients.csv"\ntarget = "progress"\n[grid]\nmethod = ["rows"]\n')
+    code, _, err = call('sweep grid.toml --jobs 1')
+    assert code == 2 and err.count('\n') == 1 and 'a comparison is of accuracies' in err
+
+
+def test_a_stopped_run_of_a_number_goes_on(call, patients, monkeypatch, tmp_path):
+    line = patients.format(0).replace('--steps 4', '--steps 60')
+    assert call(line.replace('--out run0', '--out whole'))[0] == 0
+    step = Distiller.step
+    def stop(self):
+        if self.step_number == 55: raise KeyboardInterrupt
+        return step(self)
+    monkeypatch.setattr(Distiller, 'step', stop)
+    assert call(line)[0] == 130
+    monkeypatch.setattr(Distiller, 'step', step)
+    assert call(line + ' --resume')[0] == 0
+    assert (tmp_path/'run0'/'synthetic.csv').read_text() == (tmp_path/'whole'/'synthetic.csv').read_text()
+
+
+@pytest.mark.parametrize('method', ['random', 'stratified', 'kmeans', 'rows', 'rdd-distance'])
+def test_a_number_is_distilled_without_groups(method):
+    train = split_table(ward().drop(columns='ill'), 'dose', ['wing']).train
+    changes = dict(steps=3) if METHODS[method].objective else {}
+    make = lambda data: distill(data, method, 12, device='cpu', progress=False, **changes)
+    s = make(train)
+    assert s.x.equal(make(train._with(group=train.group.roll(1))).x) and len(s) == 12
+    assert set(frame_of(s).dose) - set(frame_of(train).dose) == set() or method == 'rdd-distance'
+
+
+def test_few_numbers_are_classes_unless_asked(call):
+    line = 'distill ward.csv --target score --method random --ipc 3 --out {}'
+    pd.read_csv('ward.csv').assign(score=lambda t: t.index % 8).to_csv('ward.csv', index=False)
+    assert '24 synthetic rows' in call(line.format('a'))[1]
+    assert '3 synthetic rows' in call(line.format('b') + ' --task regression')[1]
+
+
 # What rows are
 
 @pytest.mark.parametrize('method', ['random', 'distribution', 'rdd-distance', 'rows', 'rdd-rows', 'kernel'])
@@ -229,7 +312,14 @@ REFUSED = [  # file, flags, what is said
     (GOOD, '--target ill --categories c', "categories: there is no column 'c'"),
     (GOOD, '--target ill --accept c', "accept: there is no column 'c'"),
     (GOOD, '--target ill --drop a --drop b', 'no column beside target'),
-    (GOOD, '--target b', 'regression is not supported'),
+    (GOOD, '--target b --method gradient', 'objective=GradientMatching.*the target is a number'),
+    (GOOD, '--target b --method rdd-rows', "clustering=KMeansClustering.k=4, space='errors'.*the target is a number"),
+    (GOOD, '--target b --method auto', 'method auto: chooses by errors of classes'),
+    (GOOD, '--target b --set labels=teacher', 'labels=.*the target is a number'),
+    (GOOD, '--target b --set network.steps=2', 'network.steps=2'),
+    (GOOD, '--target b --ipc 50', 'ipc=50 is more than the 3'),
+    (GOOD, '--target ill --task regression', "got text such as"),
+    (GOOD.replace('b,', 'follow_up,', 1), '--target follow_up', 'survival models are not supported'),
     (GOOD, '--target ill --shift blur', 'a table has its own groups'),
     (GOOD, '--target ill --ipc 40', 'ipc=40 is more than'),
     (GOOD, '--target ill --method idc', 'made for images, not for rows'),
