@@ -91,6 +91,7 @@ def one(work, task, seed, rows):
     "All rows of a task and a seed."
     distilled(work, task, seed, rows)
     if all((task, seed, k) in rows.index for k in METHODS): return
+    if time.perf_counter() > rows.stop: raise TimeIsUp
     test = load_data(**TASKS[task], data_seed=seed).test
     for k in METHODS: rows.row((task, seed, k), lambda: evaluated(work, task, seed, k, test))
 

@@ -219,7 +219,8 @@ def equations():
         if 'distilled' not in by: continue
         rules = [k for k in ('uniform', 'lhs', 'sobol', 'rar', 'rar at once', 'rad', 'rad at once') if k in by]
         best = min(rules, key=lambda k: statistics.mean(by[k]))
-        found[pde] = {'distilled': spread(interval(by['distilled'])), 'best rule': f'{spread(interval(by[best]))} ({best})',
+        found[pde] = {'distilled': spread(interval(by['distilled'])),
+                      'best rule': f'{spread(interval(by[best]))} ({best})',
                       'untrained': spread(interval(by['untrained'])), 'seeds': len(by['distilled'])}
     return pd.DataFrame(found).T
 
@@ -230,7 +231,8 @@ def hospitals():
     for name, part in result('merge')['parts'].items():
         own = {s['method']: s for s in part['protocols']['within']['summary']
                if (s['model'], s['metric'], s['over']) == ('logistic', 'auroc', 'worst')}
-        found[name] = {k: f'{own[k]["mean"]:.3f}' for k in ('merged, cvar', 'merged, mean', 'own columns', 'intersection')}
+        shown = 'merged, cvar', 'merged, mean', 'own columns', 'intersection'
+        found[name] = {k: f'{own[k]["mean"]:.3f}' for k in shown}
         found[name]['splits'] = own['merged, cvar']['n_splits']
     return pd.DataFrame(found).T
 

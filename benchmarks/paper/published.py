@@ -4,9 +4,9 @@
     python benchmarks/paper/published.py fair --work runs/fair --minutes 8     # fair distillation, FairDD's protocol
     python benchmarks/paper/published.py known --work runs/known --minutes 0   # only the result file
 
-An entry is a method, a data set, images per class and a seed. Its distillation stops when the time is up and goes on from
-its last checkpoint; then networks are trained by the protocol of the paper, one row each. An entry that has not run
-stands in `results/paper-TABLE.json` with its exact command. `--share .01` takes a part of the published iterations, so
+An entry is a method, a data set, images per class and a seed. Its distillation stops when time is up and goes on
+from its last checkpoint; then networks are trained by the protocol of the paper, one row each. An entry that has not
+run stands in `results/paper-TABLE.json` with its exact command. `--share .01` takes a part of the published iterations, so
 that an entry fits on two cores; rows say which. Images are normalised as in the papers; settings are theirs where we
 know them, and nothing is tuned. Two cores need hours to days for a whole entry.
 """
@@ -52,7 +52,8 @@ PUBLISHED = dict(                       # accuracy in percent, and DEO_M where t
     known={('DM', 'mnist', 1): 89.7, ('DM', 'mnist', 10): 97.5, ('DC', 'mnist', 1): 91.7, ('DSA', 'mnist', 1): 88.7,
            ('DC', 'fashion-mnist', 1): 70.5, ('DM', 'cifar10', 1): 26.0, ('DM', 'cifar10', 10): 48.9,
            ('DC', 'cifar10', 1): 28.3, ('DC', 'cifar10', 10): 44.9, ('DSA', 'cifar10', 1): 28.8,
-           ('DSA', 'cifar10', 10): 52.1, **{(m, s, 10): None for m in ('DC', 'DSA') for s in ('mnist', 'fashion-mnist')},
+           ('DSA', 'cifar10', 10): 52.1,
+           **{(m, s, 10): None for m in ('DC', 'DSA') for s in ('mnist', 'fashion-mnist')},
            **{('DM', 'fashion-mnist', n): None for n in (1, 10)}, ('DSA', 'fashion-mnist', 1): None},
     fair={('DM', 'c-mnist-fg', 10): (25.0, 100.), ('DM, FairDD*', 'c-mnist-fg', 10): (94.6, 17.0),
           ('DM', 'c-mnist-bg', 10): (23.4, None), ('DM, FairDD*', 'c-mnist-bg', 10): (94.9, 13.4),
@@ -131,7 +132,8 @@ def main():
     try:
         for seed in range(args.seeds):
             for key in PUBLISHED[args.table]:
-                if re.search(args.only, ' '.join(map(str, (*key, seed)))): entry(args.work, (*key, seed), args.share, rows)
+                if re.search(args.only, ' '.join(map(str, (*key, seed)))):
+                    entry(args.work, (*key, seed), args.share, rows)
     except TimeIsUp: print('time is up')
     command = f'python benchmarks/paper/published.py {args.table} --work runs/{args.table}'
     table = entries(args.table, rows.rows, command)
