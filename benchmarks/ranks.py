@@ -71,9 +71,9 @@ def main():
             load = os.getloadavg()[0]
             (one, busy), (two, busier) = (seconds(name, ranks, args.steps) for ranks in (1, 2))
             turns.append(dict(load=round(load, 2), one=one, two=two, faster=one / two, shared=busy / busier))
-        rows.append(dict(setting=name, **{k: statistics.median(t[k] for t in turns) for k in ('load', 'faster', 'shared')},
-                         turns=turns))
-        print('{setting:38} faster {faster:.2f}, work shared {shared:.2f}, load {load:.1f}'.format(**rows[-1]), flush=True)
+        median = {k: statistics.median(t[k] for t in turns) for k in ('load', 'faster', 'shared')}
+        rows.append(dict(setting=name, **median, turns=turns))
+        print('{:38} faster {faster:.2f}, work shared {shared:.2f}, load {load:.1f}'.format(name, **median), flush=True)
     write(args.out, config=dict(rounds=args.rounds, steps=args.steps, cores=os.cpu_count()), rows=rows)
 
 
