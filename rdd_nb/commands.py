@@ -113,6 +113,7 @@ def distill(
     trust: bool = False, # let decoder files run their code (a .pt2 file can execute anything)
     device: str | None = None, # cpu, cuda, cuda:1, ... (if not given: a GPU if there is one)
     dry_run: bool = False, # do a few steps, say what all of them will cost, and write nothing
+    max_memory: float | None = None, # MB beside the data: samples are taken in smaller chunks, or the run is refused
     profile: bool = False, # where the first steps spend their time: trace.json and profile.txt in the run folder
     **kwargs,
 ):
@@ -120,7 +121,8 @@ def distill(
     method = method or _usual_method(data)
     out = _folder(out, f'runs/{Path(data).stem}-{method}-ipc{ipc}-seed{seed}')
     changed, label, where = _with_parts(parts, method, **kwargs)
-    return _distill(_data(data, **where), changed, label, ipc, seed, device, out, resume, trust, profile, dry_run)
+    return _distill(_data(data, **where), changed, label, ipc, seed, device, out, resume, trust, profile, dry_run,
+                    max_memory)
 
 # %% ../nbs/78_commands.ipynb #5a1a3beb
 def _usual_method(data):
@@ -134,10 +136,33 @@ def _with_parts(parts, method, **kwargs):
 def _text_of(path, otherwise): return path.read_text() if path.exists() else otherwise
 
 # %% ../nbs/78_commands.ipynb #75a5941b
+<<<<<<< /tmp/tmpzfvunlj4
 def _say_made(s, out):
     p, what = s.provenance, 'images' if s.x.dim() == 4 else 'rows'
     print(f'{len(s)} synthetic {what} in {out}/synthetic.{"safetensors" if s.table is None else "csv"} '
           f'({p["steps"]} steps, {p["seconds"]:.0f} s); next: rdd-nb evaluate {out}')
+=======
+def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run, max_memory):
+    from rdd_nb.auto import distill_auto
+    from rdd_nb.compare import trusting
+    from rdd_nb.distill import distill
+    from rdd_nb.parts import whole
+    (splits, source), options = loaded, dict(device=device, out=out, resume=resume, label=label)
+    ipc = whole('ipc', ipc, 1, 10**6)
+    if method == 'auto' and (dry_run or profile or max_memory):
+        raise ValueError('--dry-run, --profile and --max-memory need one method, not auto')
+    if dry_run or max_memory is not None: found = _estimated(splits, method, ipc, seed, device, trust, max_memory)
+    if dry_run: return found
+    if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
+    else:
+        with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, profile=profile, **options)
+    p = s.provenance
+    what, file = ('images' if s.x.dim() == 4 else 'rows'), f'synthetic.{"safetensors" if s.table is None else "csv"}'
+    print(f'{len(s)} synthetic {what} in {out}/{file} ({p["steps"]} steps, {p["seconds"]:.0f} s); '
+          f'next: rdd-nb evaluate {out}')
+    if profile: print(_text_of(out/'profile.txt', 'the run was finished before'))
+    return s
+>>>>>>> /tmp/tmp6yifr45a
 
 # %% ../nbs/78_commands.ipynb #fede169f
 def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run):
@@ -159,10 +184,11 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profi
     return s
 
 # %% ../nbs/78_commands.ipynb #ed690be9
-def _estimated(splits, method, ipc, seed, device, trust):
+def _estimated(splits, method, ipc, seed, device, trust, max_memory):
     from rdd_nb.compare import trusting
-    from rdd_nb.estimate import estimate
-    with trusting(trust): found = estimate(splits.train, method, ipc, seed, device)
+    from rdd_nb.estimate import estimate, within
+    what = splits.train, method, ipc, seed, device
+    with trusting(trust): found = estimate(*what) if max_memory is None else within(max_memory, *what)
     print(f'{found["steps"]} steps: {found["operations"]:.3g} operations, about {found["seconds"]:.0f} s; '
           f'{found["data_mb"]:.0f} MB of data, and at most {found["peak_mb"]:.0f} MB beside them')
     return found
