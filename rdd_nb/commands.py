@@ -40,9 +40,8 @@ def _data(
     from rdd_nb.sources import load_data
     if not name: raise ValueError("data='': expected a name, a folder, an .npz file or a table")
     if root is not None and not Path(root).is_dir(): raise FileNotFoundError(f'--root {root}: there is no such folder')
-    given = dict(shift=shift, share=share, data_seed=data_seed, root=root, target=target, groups=groups, task=task,
-                 **kwargs)
-    splits = load_data(str(name), download=download, **_given(given))
+    given = dict(shift=shift, share=share, data_seed=data_seed, root=root, target=target, groups=groups, task=task)
+    splits = load_data(str(name), download=download, **_given(given | kwargs))
     return splits, splits.source
 
 # %% ../nbs/78_commands.ipynb #193a82bd

@@ -150,8 +150,9 @@ def _round(waiting, found, bar, jobs, splits, runs, device, shared):
 # %% ../nbs/62_compare.ipynb #c6115358
 def check_all(splits, methods, ipcs, training, networks, on, jobs=None):
     "Raise `ValueError` in one line for settings of a comparison that cannot work on these data."
-    if predicts_number(splits.train): raise ValueError('data: the target is a number, and a comparison is of accuracies; '
-                                                       'distil and evaluate each run, then report the folders')
+    if predicts_number(splits.train):
+        raise ValueError('data: the target is a number, and a comparison is of accuracies; distil and evaluate each '
+                         'run, then report the folders')
     if jobs is not None: whole('jobs', jobs)
     one_of('on', on, ('test', 'val'))
     whole('networks', networks, 1, 1000)

@@ -250,13 +250,14 @@ def _evaluate_learner(training, protocol, teacher, source, test, seed, clusters,
     return evaluate_estimator(training.learner, source, test, 1, seed, clusters, corruptions, population, **measures)
 
 # %% ../nbs/50_evaluation.ipynb #344ea6e5
+def _named(estimator): return dict(training=dict(estimator=' '.join(repr(estimator).split())))
+
 def _number_row(estimator, source, test, repeats, seed, corruptions=None, keep=None, **measures):
     "The row of a regressor. Raises `ValueError` for what only a classifier or an image can have."
     for name, v in dict(corruptions=corruptions, keep=keep).items():
         if v is not None: raise ValueError(f'{name}: cannot act, since the target is a number')
-    how = dict(training=dict(estimator=' '.join(repr(estimator).split())))
-    about = _about(source, test, seed, repeats, 'number')
-    return number_row(estimator, source, test, repeats, seed, **measures) | about | how
+    about = _about(source, test, seed, repeats, 'number') | _named(estimator)
+    return number_row(estimator, source, test, repeats, seed, **measures) | about
 
 def _evaluate_regressor(training, protocol, teacher, source, test, seed, clusters, corruptions, population, measures,
                         **_):
@@ -340,8 +341,7 @@ def evaluate_estimator(
     if predicts_number(test): return _number_row(estimator, source, test, repeats, seed, corruptions, **measures)
     *given, labels = _for_estimator(estimator, source)
     make = lambda _: [_fitted(estimator, *given, (seed, k), test.n_classes) for k in range(repeats)]
-    how = dict(training=dict(estimator=' '.join(repr(estimator).split())))
-    said = _about(source, test, seed, repeats, labels) | how
+    said = _about(source, test, seed, repeats, labels) | _named(estimator)
     return _row(make, 'cpu', said, source, test, clusters, corruptions, population, measures)
 
 # %% ../nbs/50_evaluation.ipynb #509c475d

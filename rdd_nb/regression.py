@@ -84,5 +84,6 @@ def regressor(name):
 def error_line(row) -> str:
     "A row in words."
     groups, worst = ', '.join(f'{g} {v:.3g}' for g, v in row['group_rmse'].items()), row['worst_group']
-    return (f'R2 {row["r2"]:.3f}, RMSE {row["rmse"]:.3g} ({groups}); worst group {worst} {row["worst_group_rmse"]:.3g}, '
-            f'n = {row["group_counts"][worst]}; saying the mean {row["rmse_of_mean"]:.3g}')
+    return (f'R2 {row["r2"]:.3f}, RMSE {row["rmse"]:.3g} ({groups}); worst group {worst} '
+            f'{row["worst_group_rmse"]:.3g}, n = {row["group_counts"][worst]}; '
+            f'saying the mean {row["rmse_of_mean"]:.3g}')

@@ -22,7 +22,8 @@ from .blocks import section, sections, walk
 from .core import atomic_write, read_json, versions
 from .findings import decisive, focus, frame, percent, points
 from .intervals import interval
-from .runs import ANY, COUNT, NAME, NUMBER, TEXT, WHOLE, Comparison, base, check, provenance, read_comparison, visible
+from .runs import ANY, COUNT, NAME, NUMBER, TEXT, WHOLE, Comparison
+from .runs import base, check, provenance, read_comparison, visible
 
 # %% ../nbs/65_report.ipynb #3aa235ea
 def missing(c):
@@ -390,7 +391,7 @@ class ErrorPage(Page):
     def verdict(self):
         best = min(self.c, key=lambda r: r['worst_group_rmse'])
         return Text(f"Smallest error in the worst group: {best['worst_group_rmse']:.3g} ({best['method']}, "
-                    f"{best['worst_group']}). Always saying the mean of the set: {best['rmse_of_mean']:.3g} over all rows.")
+                    f"{best['worst_group']}). Always saying the mean: {best['rmse_of_mean']:.3g} over all rows.")
 
 # %% ../nbs/65_report.ipynb #824a2de5
 def error_page(rows) -> ErrorPage:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BETTER', 'IMPUTERS', 'MERGED', 'METHODS', 'TEST', 'NOTE', 'site_metrics', 'prepare', 'site_probabilities',
            'split_sites', 'compare_once', 'per_split', 'summarise_sites', 'paired_sites', 'tabulate', 'verdicts',
-           'privacy_report', 'describe', 'do_merge']
+           'privacy_report', 'describe', 'card_text', 'do_merge']
 
 # %% ../nbs/72_sites.ipynb #31b8d8e7
 import hashlib, json, time, warnings
@@ -29,7 +29,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 # %% ../nbs/72_sites.ipynb #0a968b2f
-from .core import atomic_write, versions, write_json
+from .core import atomic_write, read_json, versions, write_json
 from .intervals import interval
 from .learners import default_models, rate_offset
 from .merge import MergeTables, union_schema
@@ -284,6 +284,46 @@ def describe(merge, tables) -> dict:
                  settings=merge.get_params(), versions=versions())
     return json.loads(json.dumps(found, default=lambda v: v.item() if isinstance(v, np.generic) else repr(v)))
 
+# %% ../nbs/72_sites.ipynb #47e8f496
+_USE = ("Train a model on the columns that a site has, and add the site's constant to its log odds, or fit one to "
+        'its own rate.')
+_PRIVACY = ('Rows are made to measure and no row is a patient, but ranges, rates and values that many patients share '
+            'are those of the real tables. There is no differential privacy.')
+
+def _site_line(name, s):
+    made = f', itself distilled from {s["distilled_from"]} rows' if s.get('distilled_from') else ''
+    return f'| {name} | {s["rows"]}{made} | {len(s["columns"])} | {s["prevalence"]:.1%} | {s["offset"]:+.2f} |'
+
+def _unseen(never):
+    if not never: return 'No pair: every two columns occur together at a site.'
+    pairs = ', '.join(f'`{a}` and `{b}`' for a, b in never[:5]) + (f' and {len(never) - 5} more' if never[5:] else '')
+    return f'{pairs}. How the columns of such a pair go together is not in the data.'
+
+# %% ../nbs/72_sites.ipynb #114130e4
+def card_text(card) -> str:
+    "The description of `describe` as a short model card in Markdown."
+    share = f'{card["prevalence"]:.1%} `{card["positive"]}`'
+    head = f'{card["rows"]} synthetic rows, {len(card["columns"])} columns, {share}.'
+    table = ['| site | rows | columns | positive | constant |', '| --- | ---: | ---: | ---: | ---: |',
+             *(_site_line(k, s) for k, s in card['sites'].items())]
+    note = card['note'][0].upper() + card['note'][1:]
+    return '\n\n'.join([f'# A table for `{card["target"]}`, merged from {len(card["sites"])} sites', head,
+                        f'**Use.** {note}. {_USE}', '\n'.join(table),
+                        f'**Never seen together.** {_unseen(card["never_together"])}',
+                        f'**Privacy.** {_PRIVACY}']) + '\n'
+
+# %% ../nbs/72_sites.ipynb #980356c6
+def _hash(file): return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+def _distilled(file):
+    "Real rows behind a CSV file that `merge` wrote, by the JSON file beside it; None for any other table."
+    beside = Path(file).with_suffix('.json')
+    if not beside.is_file(): return None
+    try: about = read_json(beside)
+    except ValueError: return None
+    if not isinstance(about, dict) or about.get('sha256') != _hash(file): return None
+    return sum(s.get('distilled_from') or s['rows'] for s in about['sites'].values())
+
 # %% ../nbs/72_sites.ipynb #11eee0c0
 def _names(files):
     "A name for every file: its stem, or the whole path where stems repeat."
@@ -292,14 +332,15 @@ def _names(files):
     return [s if stems.count(s) == 1 else str(f) for s, f in zip(stems, files)]
 
 def _outputs(a):
-    "The two files to write, after a check that they may be written."
+    "The three files to write, after a check that they may be written."
     out = Path(a.out)
     if out.suffix != '.csv': raise ValueError(f'--out {out}: expected the name of a .csv file')
-    if any(p.resolve() == Path(f).resolve() for f in a.table for p in (out, out.with_suffix('.json'))):
+    files = [out.with_suffix(end) for end in ('.csv', '.json', '.md')]
+    if any(p.resolve() == Path(f).resolve() for f in a.table for p in files):
         raise ValueError(f'--out {out}: is one of the tables')
-    for path in (out, out.with_suffix('.json')):
+    for path in files:
         if path.exists() and not a.force: raise ValueError(f'{path}: exists already; --force overwrites it')
-    return out, out.with_suffix('.json')
+    return files
 
 # %% ../nbs/72_sites.ipynb #a1247dbb
 def _dropped(tables, names):
@@ -314,23 +355,32 @@ def _tell(card, out, beside, target):
     print(f'{out}: {card["rows"]} rows, {len(card["columns"])} columns and the target {target!r} '
           f'({card["positive"]!r} counts as positive)')
     print(f'{beside}: prevalences, columns and intercepts of the sites, {len(card["never_together"])} pairs of '
-          'columns never seen together, settings')
+          f'columns never seen together, settings; in words: {beside.with_suffix(".md").name}')
     for k, s in card['sites'].items():
         print(f'  {k}: {s["rows"]} rows, {len(s["columns"])} columns, {s["prevalence"]:.1%} positive; log loss of '
               'models learned from the table '
               f'{s["loss"]:.3f} on these rows, of the base rate alone {s["base_loss"]:.3f}')
 
+# %% ../nbs/72_sites.ipynb #faf7fa02
+def _answered(tables, made, a):
+    "What is not asked about: what the user accepts, and the columns of distilled tables, which a site has looked at."
+    known = [c for name in made for c in tables[name] if c != a.target]
+    return list(dict.fromkeys([*a.accept, *made, *known]))
+
 # %% ../nbs/72_sites.ipynb #d7a88883
 def do_merge(a):
-    "Merge tables with intersecting columns into one synthetic table over their union, with a JSON file beside it."
-    out, beside = _outputs(a)
-    tables = _dropped({name: read_table(f, a.missing) for name, f in zip(_names(a.table), a.table)}, a.drop)
+    "Merge tables with intersecting columns into one synthetic table over their union, and write down what it is."
+    out, beside, words = _outputs(a)
+    files = dict(zip(_names(a.table), a.table))
+    tables = _dropped({name: read_table(f, a.missing) for name, f in files.items()}, a.drop)
+    made = {name: n for name, f in files.items() if (n := _distilled(f))}
     kinds = {c.strip(): 'category' for c in a.categories.split(',') if c.strip()}
-    same = {k: getattr(a, k) for k in 'rows risk borrow steps labels positive order accept seed device'.split()}
-    merge = MergeTables(kinds=kinds, **same)
+    same = {k: getattr(a, k) for k in 'rows risk borrow steps labels positive order seed device'.split()}
+    merge = MergeTables(kinds=kinds, accept=_answered(tables, made, a), **same)
     card = describe(merge.fit(tables, a.target), tables)
-    card['files'] = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in a.table}
+    for name, n in made.items(): card['sites'][name]['distilled_from'] = n
     atomic_write(out, lambda p: merge.synthetic_.to_csv(p, index=False))
-    write_json(beside, card)
+    write_json(beside, card | dict(files={f: _hash(f) for f in a.table}, sha256=_hash(out)))
+    atomic_write(words, lambda p: p.write_text(card_text(card), encoding='utf-8'))
     warnings.warn(NOTE)
     _tell(card, out, beside, a.target)

@@ -54,8 +54,8 @@ def _checked_classes(t, c):
 
 def _checked_number(t, c, task):
     if task is None and AFTER.search(c.name):
-        raise ValueError(f'target {c.name!r}: looks like a time to an event, which some rows have not reached; survival '
-                         'models are not supported; --task regression takes it as a number that is known for all rows')
+        raise ValueError(f'target {c.name!r}: looks like a time to an event, which some rows have not reached; '
+                         'survival models are not supported; --task regression takes it as a known number')
     if c.kind != 'number': raise ValueError(f'target {c.name!r}: holds dates, expected classes or numbers')
     if t[c.name].nunique() < 3: raise ValueError(f'target {c.name!r}: has {t[c.name].nunique()} different numbers, '
                                                  'expected 3 or more; are they classes (--task classification)?')
@@ -192,8 +192,8 @@ def predicts_number(data) -> bool:
 def number_note(data, asked=None) -> str: # '' for classes, and where a number was asked for
     "Why a number is predicted, and what changes that."
     if asked is not None or not predicts_number(data): return ''
-    return (f'target {data.table.schema.target.name!r}: more than ten different numbers, so a number is predicted and ipc '
-            'is the number of rows; --task classification makes classes')
+    return (f'target {data.table.schema.target.name!r}: more than ten different numbers, so a number is predicted and '
+            'ipc is the number of rows; --task classification makes classes')
 
 def features_and_target(data) -> tuple: # (n, d - 1) and (n,) float64, encoded; mean and scale of the target
     "The columns and the target of rows whose target is a number, standardised."

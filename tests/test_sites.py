@@ -200,6 +200,34 @@ def test_what_stands_beside_the_table(command, tmp_path, hospitals):
                                                            'worst symmetry']]
 
 
+def test_distilled_tables_are_merged_without_raw_rows(tmp_path, hospitals, monkeypatch, capsys):
+    "Each site hands out a distilled file. Its columns were looked at there, and are not asked about again."
+    monkeypatch.setattr(warnings, 'showwarning', warnings.showwarning)
+    def merge(*files, out, extra=()):
+        line = ['--target', 'diagnosis', '--rows', '12', '--steps', '2', '-o', str(tmp_path/out), *extra]
+        return main(['merge', *(str(tmp_path/f) for f in files), *line])
+    tables = {k: t.assign(case=np.arange(len(t)) * 3) for k, t in hospitals.items()}       # looks like an identifier
+    for k, t in tables.items():
+        t.to_csv(tmp_path/f'{k}.csv', index=False)
+        assert merge(f'{k}.csv', out=f'{k}-out.csv') == 2 and '--accept' in capsys.readouterr().err
+        assert merge(f'{k}.csv', out=f'{k}-out.csv', extra=['--accept', 'case']) == 0
+        made = pd.read_csv(tmp_path/f'{k}-out.csv')
+        assert not len(made.merge(t)) and set(made) == set(t)                              # made rows, no patient
+        assert len(json.loads((tmp_path/f'{k}-out.json').read_text())['sites']) == 1
+        (tmp_path/f'{k}.csv').unlink()                                                     # raw rows are gone
+    assert merge(*(f'{k}-out.csv' for k in tables), out='all.csv') == 0, capsys.readouterr().err
+    card = json.loads((tmp_path/'all.json').read_text())
+    assert {k: s['distilled_from'] for k, s in card['sites'].items()} == {f'{k}-out': len(t) for k, t in tables.items()}
+    words = (tmp_path/'all.md').read_text()
+    assert 'no differential privacy' in words and f"itself distilled from {len(tables['east'])} rows" in words
+    changed = (tmp_path/'east-out.csv').read_text().splitlines()                  # no longer what was handed out
+    (tmp_path/'east-out.csv').write_text('\n'.join(changed[:-1]) + '\n')
+    accepted = ['--accept', 'case', '--accept', 'east-out']
+    assert merge(*(f'{k}-out.csv' for k in tables), out='again.csv', extra=accepted) == 0
+    sites = json.loads((tmp_path/'again.json').read_text())['sites']
+    assert [k for k, s in sites.items() if 'distilled_from' in s] == ['north-out', 'south-out']
+
+
 # Words for differences
 
 def test_verdicts_are_symmetric_and_corrected():

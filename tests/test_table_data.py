@@ -136,7 +136,8 @@ def test_a_number_from_a_file_to_a_report(call, patients, tmp_path):
     code, out, err = call(patients.format(0))
     assert code == 0 and 'so a number is predicted' in out and '20 synthetic rows' in out, err
     rows, raw = pd.read_csv('run0/synthetic.csv'), pd.read_csv('patients.csv')
-    assert list(rows) == [c for c in raw if c != 'sex'] and rows.progress.dtype == 'int64' and rows.progress.nunique() > 10
+    assert list(rows) == [c for c in raw if c != 'sex']
+    assert rows.progress.dtype == 'int64' and rows.progress.nunique() > 10
     assert rows.progress.between(raw.progress.min(), raw.progress.max()).all()
     assert call(patients.format(1) + ' --task regression')[1].startswith('20 synthetic rows')     # asked for: no note
     code, out, err = call('evaluate run0 run1')
