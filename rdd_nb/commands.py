@@ -53,7 +53,6 @@ def _folder(out, otherwise=None):
     if out == '': raise ValueError("--out '': expected the name of a folder")
     return Path(out)
 
-# %% ../nbs/78_commands.ipynb #4ffea8fd
 def settings_of(pairs) -> dict:
     "`NAME=VALUE` texts as settings of a method; a value that is no Python number, list or None stays a text."
     found = {}
@@ -117,16 +116,15 @@ def distill(
     **kwargs,
 ):
     "Distil one data set with one method and one seed."
-    method = method or _usual_method(data)
-    out = _folder(out, f'runs/{Path(data).stem}-{method}-ipc{ipc}-seed{seed}')
-    changed, label, where = _with_parts(parts, method, **kwargs)
-    return _distill(_data(data, **where), changed, label, ipc, seed, device, out, resume, trust, profile, dry_run,
-                    max_memory)
+    method, out = _names(data, method, ipc, seed, out)
+    m, label, where = _with_parts(parts, method, **kwargs)
+    return _distill(_data(data, **where), m, label, ipc, seed, device, out, resume, trust, profile, dry_run, max_memory)
 
 # %% ../nbs/78_commands.ipynb #5a1a3beb
-def _usual_method(data):
+def _names(data, method, ipc, seed, out):
     from rdd_nb.sources import TABLES
-    return 'rows' if str(data).lower().endswith(TABLES) else 'rdd-distance'
+    method = method or ('rows' if str(data).lower().endswith(TABLES) else 'rdd-distance')
+    return method, _folder(out, f'runs/{Path(data).stem}-{method}-ipc{ipc}-seed{seed}')
 
 def _with_parts(parts, method, **kwargs):
     use_parts(parts)
@@ -134,37 +132,13 @@ def _with_parts(parts, method, **kwargs):
 
 def _text_of(path, otherwise): return path.read_text() if path.exists() else otherwise
 
-# %% ../nbs/78_commands.ipynb #75a5941b
-<<<<<<< /tmp/tmpzfvunlj4
 def _say_made(s, out):
     p, what = s.provenance, 'images' if s.x.dim() == 4 else 'rows'
     print(f'{len(s)} synthetic {what} in {out}/synthetic.{"safetensors" if s.table is None else "csv"} '
           f'({p["steps"]} steps, {p["seconds"]:.0f} s); next: rdd-nb evaluate {out}')
-=======
-def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run, max_memory):
-    from rdd_nb.auto import distill_auto
-    from rdd_nb.compare import trusting
-    from rdd_nb.distill import distill
-    from rdd_nb.parts import whole
-    (splits, source), options = loaded, dict(device=device, out=out, resume=resume, label=label)
-    ipc = whole('ipc', ipc, 1, 10**6)
-    if method == 'auto' and (dry_run or profile or max_memory):
-        raise ValueError('--dry-run, --profile and --max-memory need one method, not auto')
-    if dry_run or max_memory is not None: found = _estimated(splits, method, ipc, seed, device, trust, max_memory)
-    if dry_run: return found
-    if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
-    else:
-        with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, profile=profile, **options)
-    p = s.provenance
-    what, file = ('images' if s.x.dim() == 4 else 'rows'), f'synthetic.{"safetensors" if s.table is None else "csv"}'
-    print(f'{len(s)} synthetic {what} in {out}/{file} ({p["steps"]} steps, {p["seconds"]:.0f} s); '
-          f'next: rdd-nb evaluate {out}')
-    if profile: print(_text_of(out/'profile.txt', 'the run was finished before'))
-    return s
->>>>>>> /tmp/tmp6yifr45a
 
 # %% ../nbs/78_commands.ipynb #fede169f
-def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run):
+def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run, max_memory):
     from rdd_nb.auto import distill_auto
     from rdd_nb.compare import trusting
     from rdd_nb.distill import distill
@@ -172,9 +146,11 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profi
     from rdd_nb.tabular import number_note
     (splits, source), options = loaded, dict(device=device, out=out, resume=resume, label=label)
     ipc = whole('ipc', ipc, 1, 10**6)
-    if method == 'auto' and (dry_run or profile): raise ValueError('--dry-run and --profile need one method, not auto')
+    if method == 'auto' and (dry_run or profile or max_memory):
+        raise ValueError('--dry-run, --profile and --max-memory need one method, not auto')
     if note := number_note(splits.train, source.get('task')): print(note)
-    if dry_run: return _estimated(splits, method, ipc, seed, device, trust)
+    if dry_run or max_memory is not None: found = _estimated(splits, method, ipc, seed, device, trust, max_memory)
+    if dry_run: return found
     if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
     else:
         with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, profile=profile, **options)
@@ -282,7 +258,6 @@ def _write_rows(run, rows, number, device, **config):
     report = dict(config=config, rows=rows, summary=[] if number else summarise(rows), paired=[])
     write_json(run/'report.json' if run.is_dir() else run.with_suffix('.report.json'), report)
 
-# %% ../nbs/78_commands.ipynb #015223d8
 def _say(run, row):
     from rdd_nb.regression import error_line
     if 'rmse' in row: return print(f'{run}: {error_line(row)}')
@@ -490,11 +465,6 @@ def _title(file):
     found = [re.search(rf'^({mark}) *(.+)$', first, re.M) for mark in ('# |title:', '> |description:')]
     return '. '.join(m[2].strip('"\'') for m in found if m) or file.stem
 
-# %% ../nbs/78_commands.ipynb #0bb881ce
-def _unknown(kind, name, files):
-    near = difflib.get_close_matches(name, files, n=1, cutoff=.4)
-    return f'unknown {kind} {name[:60]!r}' + (f', did you mean {near[0]}?' if near else f'; see rdd-nb {kind} list')
-
 # %% ../nbs/78_commands.ipynb #c34015c6
 def _copy(kind, name, folder):
     "Copy a notebook, whole or not at all; raises `ValueError` for an unknown name and a file that exists."
@@ -524,6 +494,10 @@ def tutorial(
 ):
     "List the tutorials, or copy one into a folder of yours."
     return _lend('tutorials', what)
+
+def _unknown(kind, name, files):
+    near = difflib.get_close_matches(name, files, n=1, cutoff=.4)
+    return f'unknown {kind} {name[:60]!r}' + (f', did you mean {near[0]}?' if near else f'; see rdd-nb {kind} list')
 
 # %% ../nbs/78_commands.ipynb #89c748aa
 def assignment(

@@ -201,6 +201,10 @@ def _packed(patches, factor):
     return small.unflatten(0, (-1, factor, factor)).permute(0, 3, 1, 4, 2, 5).reshape(-1, c, h, w)
 
 # %% ../nbs/39_teacher.ipynb #b0c5ed39
+def _check_factor(factor, h, w):
+    if factor < 1 or h % factor or w % factor:
+        raise ValueError(f'factor={factor!r}: cannot divide an image of {h}x{w} pixels into so many patches a side')
+
 def _best_boxes(net, x, y, crops, g, least):
     "The least loss of each sample over random crops of it, and a function from rows to the boxes of those crops."
     boxes = [_boxes(len(x), g, least) for _ in range(crops)]
@@ -222,8 +226,7 @@ def select_patches(
 ) -> tuple: # images (n_classes * ipc, C, H, W), labels, rows of `x` that are in each image (n_classes * ipc, factor**2)
     "Images packed from the patches that the teacher recognises best (RDED, Sun et al. 2024)."
     h, w, n_classes = *x.shape[2:], n_classes or int(y.max()) + 1
-    if factor < 1 or h % factor or w % factor:
-        raise ValueError(f'factor={factor!r}: cannot divide an image of {h}x{w} pixels into so many patches a side')
+    _check_factor(factor, h, w)
     best, boxes = _best_boxes(net, x, y, crops, generator(seed, 'patches'), least)
     ids = torch.zeros_like(y) if clusters is None else torch.as_tensor(clusters, device=y.device)
     rows = _slots(best, y, ids, ipc * factor**2, n_classes)
