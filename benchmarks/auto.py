@@ -3,6 +3,7 @@
     python benchmarks/auto.py --work runs/auto            # all tasks; about half an hour on one core
     python benchmarks/auto.py --work runs/auto --only digits --minutes 8       # a slice, without scores
     python benchmarks/auto.py --work runs/auto --minutes 0                     # only score what is there
+    python benchmarks/auto.py --work runs/auto --later         # tasks added later, into results/auto-later.json
 
 A piece is a task and a seed: the seed redraws training and validation data and seeds the distillations. Members are
 distilled whole and, as `auto.choose` does it, at a quarter of their steps; a piece that lacks members gets them later.
@@ -10,7 +11,8 @@ Criteria see the answers of networks on the validation data; the truth are other
 
 Criterion and portfolio were developed on the tasks in DEVELOPMENT, with their test sets in view. Those in READ_BEFORE
 had been read for an earlier criterion (`results/auto-first.json`) and were read again after the changes. The rest was
-read once, after the criterion and the portfolio had been frozen.
+read once, after the criterion and the portfolio had been frozen. Those in LATER were added when all these had been
+read, to test what they had shown: is `rdd-hard` alone, or the worst cluster of errors, better than the default?
 """
 import itertools, json, re, time
 
@@ -39,7 +41,11 @@ TASKS = {
     'fashion, minority': FASHION | dict(shift='minority'),
     'fashion, colour': FASHION | dict(shift='colour'),
     'cifar, half-grey': MNIST | dict(name='cifar10', shift='half-grey'),
+    'fashion, noise': FASHION | dict(shift='noise-5'),
+    'mnist, contrast': MNIST | dict(shift='contrast-5'),
+    'fashion, long tail': FASHION | dict(shift='long-tail', share=.1),
 }
+LATER = 'fashion, noise', 'mnist, contrast', 'fashion, long tail'     # fixed before any of them was read
 DEVELOPMENT = 'digits, minority', 'mnist, colour'
 READ_BEFORE = 'mnist, minority', 'digits, blur', 'digits, long tail', 'mnist, blur'
 FREE = 'k-center', 'kmeans', 'random', 'stratified', 'herding'      # selections without a step
@@ -211,9 +217,11 @@ def price():
 def main():
     parser = options('auto', __doc__, 3, work=True)
     parser.add_argument('--development', action='store_true', help='only the tasks of the development')
+    parser.add_argument('--later', action='store_true', help='only the tasks that were added later')
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    stop, tasks = time.perf_counter() + 60 * args.minutes, DEVELOPMENT if args.development else tuple(TASKS)
+    stop = time.perf_counter() + 60 * args.minutes
+    tasks = DEVELOPMENT if args.development else LATER if args.later else tuple(t for t in TASKS if t not in LATER)
     for seed, task in itertools.product(range(args.seeds), tasks):
         path = piece(args.work, task, seed)
         if not re.search(args.only, task) or time.perf_counter() > stop: continue
@@ -223,7 +231,7 @@ def main():
     if 0 < args.minutes < float('inf'): return
     paths = {(t, s): piece(args.work, t, s) for t in tasks for s in range(args.seeds)}
     whole = {k for k, p in paths.items() if not any(missing(p, TASKS[k[0]]['name'])[:2])}
-    command = 'python benchmarks/auto.py --work runs/auto --only'
+    command = f'python benchmarks/auto.py --work runs/auto{" --later" if args.later else ""} --only'
     not_run = [f'{command} "{t}"' for t in tasks if any((t, s) not in whole for s in range(args.seeds))]
     kept = Rows(args.work/'scores.json', lambda r: (r['task'], r['seed'], len(r['runs']), *r['scores']))
     rows = []
@@ -231,11 +239,12 @@ def main():
         runs = len(json.loads(read_tensors(paths[k])[1]['auto'])['runs'])
         rows.append(kept.row((*k, runs, *CRITERIA, TOLD), lambda: scored(paths[k])))
     found, cost = summary(rows, tasks), args.work/'price.json'
-    if not cost.exists(): write_json(cost, price())
+    if not cost.exists() and not args.later: write_json(cost, price())
     settings = {d: {k: m.describe() for k, m in members(d).items()} for d in CHANGES}
-    write(args.out, criterion=CRITERION, development=DEVELOPMENT, read_before=READ_BEFORE, tasks=TASKS, ipc=IPC,
-          epochs=EPOCHS, members=settings, not_run=not_run, price=read_json(cost) if cost.exists() else None, rows=rows,
-          summary=found)
+    out = args.out.with_stem('auto-later') if args.later else args.out
+    write(out, criterion=CRITERION, development=DEVELOPMENT, read_before=READ_BEFORE,
+          tasks={t: TASKS[t] for t in tasks}, ipc=IPC, epochs=EPOCHS, members=settings, not_run=not_run,
+          price=read_json(cost) if cost.exists() else None, rows=rows, summary=found)
     for part, means in found['mean'].items():
         print(part)
         show(means)

@@ -4,12 +4,13 @@
     RDD_NB_DATA=... python benchmarks/foreign.py --work foreign --minutes 8 --only mnist   # a slice; finished rows stay
 
 The files are described in `RDD_NB_DATA/distilled-sets/README.md`. Each holds one or several sets (runs) and the
-accuracies that its authors measured, for one or several architectures. We train networks on every run by
-`protocol='dc'`, test them on all 10,000 test images, and put the mean beside theirs. They used up to 100 networks a
-row. The table marks what has not run. On one core, a network takes seconds (MLP, LeNet), one to two minutes
-(ConvNet), or five to fifteen (the others).
+accuracies that its authors measured, for one or several architectures. (The code of DC tests the images at the
+beginning of its last iteration, updates them once more and saves them then: the file holds their successors.) We
+train networks on every run by `protocol='dc'`, test them on all 10,000 test images, and put the mean beside theirs.
+They used up to 100 networks a row. The table marks what has not run. On one core, a network takes seconds (MLP,
+LeNet), one to two minutes (ConvNet), or five to fifteen (the others).
 """
-import argparse, os, re, time
+import argparse, math, os, re, time
 from functools import cache
 from pathlib import Path
 
@@ -66,8 +67,10 @@ def table(rows):
         if not own: line['remark'] = 'not run'
         else:
             difference = float(np.mean(own)) - theirs['mean']
-            line |= dict(ours=float(np.mean(own)), sd=float(np.std(own)) if len(own) > 1 else None,
-                         difference=difference, agrees=abs(difference) <= theirs['sd'])
+            sd = float(np.std(own)) if len(own) > 1 else None
+            error = math.hypot(theirs['sd'] / theirs['n'] ** .5, (sd or theirs['sd']) / len(own) ** .5)
+            line |= dict(ours=float(np.mean(own)), sd=sd, difference=difference,
+                         agrees=abs(difference) <= theirs['sd'], standard_errors=abs(difference) / error)
         yield line
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CHEAPEST_FIRST = 'risk steps clustering cifar evaluation faithfulness architectures digits work'.split()
-NOT_TIMED = {'common', 'run', 'identity'}     # identity compares, it writes nothing
+NOT_TIMED = {'common', 'run', 'identity', 'claims'}     # identity compares, claims reads: they write nothing
 
 
 def benchmarks():

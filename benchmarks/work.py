@@ -28,10 +28,10 @@ TASKS = dict(
 )
 
 
-def schedule(batch, steps=1., life=1): return dict(batch=batch, steps=steps, life=life)
+def schedule(batch, steps=1., life=1, once=False): return dict(batch=batch, steps=steps, life=life, once=once)
 
 
-# name -> real batch, steps in units of the default, updates in one network
+# name -> real batch, steps in units of the default, updates in one network, whether its real statistics serve them all
 SCHEDULES = {
     'default': schedule('random(256)'),
     'random 64': schedule('random(64)'), 'random 32': schedule('random(32)'),
@@ -39,7 +39,11 @@ SCHEDULES = {
     'balanced 16': schedule('balanced(16)'),
     'balanced 32, twice the steps': schedule('balanced(32)', 2.),
     'random 256, half the networks': schedule('random(256)', 1., 2),
-    'random 256, half the networks, twice the steps': schedule('random(256)', 2., 2),
+    'random 256, as many networks, twice the steps': schedule('random(256)', 2., 2),
+    'random 256 once, half the networks': schedule('random(256)', 1., 2, True),
+    'random 256 once, as many networks, twice the steps': schedule('random(256)', 2., 2, True),
+    'random 64 once, as many networks, twice the steps': schedule('random(64)', 2., 2, True),
+    'random 64 once, half the networks, twice the steps': schedule('random(64)', 2., 4, True),
 }
 
 
@@ -47,7 +51,7 @@ def measured(task, name, seed):
     t, how = TASKS[task], SCHEDULES[name]
     splits = load_data(**t['data'], data_seed=seed)
     steps = round(how['steps'] * t['steps'])
-    plan = dict(width=t['width'], life=how['life'])
+    plan = dict(width=t['width'], life=how['life'], once=how['once'])
     method = as_method('rdd-distance', batch=how['batch'], steps=steps, network=plan)
     run = Distiller(splits.train, method, 10, seed, 'cpu')
     real, draw = [0], type(method.batch).draw
@@ -55,7 +59,8 @@ def measured(task, name, seed):
     for _ in range(steps): run.step()
     seconds = time.process_time() - start
     for k in range(3): real[0] += len(draw(method.batch, run, torch.Generator().manual_seed(k))[0])
-    forwards = steps * (real[0] / 3 + 3 * len(run.sy))
+    batches = steps // how['life'] if how['once'] else steps
+    forwards = batches * real[0] / 3 + steps * 3 * len(run.sy)
     s = run.result({}, splits.train.mean, splits.train.std, splits.train.classes)
     row = evaluate(s, both_looks(splits), Training(width=t['width']), 2, seed, device='cpu', progress=False)
     groups = row['group_accuracy']
@@ -80,7 +85,7 @@ def summary(rows):
 
 
 def main():
-    parser = options('work', __doc__, seeds=4, work=True)
+    parser = options('work', __doc__, seeds=5, work=True)
     args = parser.parse_args()
     before = read_json(args.out)['rows'] if args.out.exists() else []
     rows = Rows(args.work / 'work.json', lambda r: (r['task'], r['schedule'], r['seed']), args.minutes, before)

@@ -207,15 +207,18 @@ class MistakesCriterion(MeanCriterion, names=('mistakes',)):
         self.power, self.updates = number('power', power), whole('updates', updates)
         self.networks = whole('networks', networks)
 
-    def weights(self, e) -> Tensor: # (n,)
-        "The weight of each validation sample."
-        nets = [e.reference(self.updates, k) for k in range(self.networks)]
-        scores = torch.stack([predict_scores(net, e.val.samples()) for net in nets])
-        return Answers(scores, e.val.y.cpu()).measured('loss') ** self.power
+# %% ../nbs/66_auto.ipynb #16d84b59
+@patch
+def weights(self: MistakesCriterion, e) -> Tensor: # (n,)
+    "The weight of each validation sample."
+    nets = [e.reference(self.updates, k) for k in range(self.networks)]
+    scores = torch.stack([predict_scores(net, e.val.samples()) for net in nets])
+    return Answers(scores, e.val.y.cpu()).measured('loss') ** self.power
 
-    def scores(self, e, p):
-        w = p * self.weights(e)
-        return w @ e.values(self.of).T / w.sum(1, keepdim=True).clamp(min=1e-12)
+@patch
+def scores(self: MistakesCriterion, e, p):
+    w = p * self.weights(e)
+    return w @ e.values(self.of).T / w.sum(1, keepdim=True).clamp(min=1e-12)
 
 # %% ../nbs/66_auto.ipynb #d1434125
 def _seen(d, net, space):
@@ -263,11 +266,15 @@ class _Sum(Criterion, abstract=True):
 
 def _parts(c): return c.parts if isinstance(c, _Sum) else [(1., c)]
 
-def _times(c, factor):
-    return _Sum([(number('factor', factor, open_low=True) * f, part) for f, part in _parts(c)])
+@patch
+def __add__(self: Criterion, other): return _Sum([*_parts(self), *_parts(other)])
 
-Criterion.__add__ = lambda self, other: _Sum([*_parts(self), *_parts(other)])
-Criterion.__mul__ = Criterion.__rmul__ = _times
+@patch
+def __mul__(self: Criterion, factor):
+    return _Sum([(number('factor', factor, open_low=True) * f, part) for f, part in _parts(self)])
+
+@patch
+def __rmul__(self: Criterion, factor): return self * factor
 
 # %% ../nbs/66_auto.ipynb #7ca40e5f
 CRITERION = 'mistakes + sharedtail(0.05)'

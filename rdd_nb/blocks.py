@@ -266,8 +266,13 @@ class Sheet(Block):
 ![{{ b.alt() }}](report_files/{{ b.key }}.png){% endif %}'''
 
     def present(self): return [str(self.classes[k]) for k in self.y.unique().tolist()]
-    def alt(self): return f'{len(self.y)} images: {self.title}, one row for each class ({", ".join(self.present())})'
-    def code(self): return base64.b64encode(self.png()).decode()
+
+# %% ../nbs/58_blocks.ipynb #c6f5f76c
+@patch
+def alt(self: Sheet): return f'{len(self.y)} images: {self.title}, one row for each class ({", ".join(self.present())})'
+
+@patch
+def code(self: Sheet): return base64.b64encode(self.png()).decode()
 
 # %% ../nbs/58_blocks.ipynb #85742261
 @patch
@@ -328,6 +333,10 @@ CSS = '''
 body{margin:0 auto;max-width:68rem;padding:1.2rem 1rem 3rem;background:var(--page);color:var(--text);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;overflow-wrap:break-word}
 h1{font-size:1.5rem;line-height:1.25;margin:.4rem 0 .2rem}
+'''
+
+# %% ../nbs/58_blocks.ipynb #f6dffdaf
+CSS += '''
 h2{font-size:1.25rem;margin:2.6rem 0 .6rem;padding-top:.5rem;border-top:1px solid var(--line)}
 h3{font-size:1rem;margin:1.6rem 0 .4rem}
 p{margin:.5rem 0}p,li{max-width:44rem}a{color:var(--link)}.sub{color:var(--soft)}
@@ -347,6 +356,10 @@ padding:.6rem .8rem;display:flex;flex-direction:column;gap:.15rem}
 .question{font-weight:600;line-height:1.3;font-size:.95rem;flex:1}.question::first-letter{text-transform:uppercase}
 .figure{font-size:1.7rem;line-height:1.2;font-variant-numeric:tabular-nums}.figure small{font-size:.9rem}
 .cards>li>small{color:var(--soft);line-height:1.35}
+'''
+
+# %% ../nbs/58_blocks.ipynb #884675fa
+CSS += '''
 .scroll{overflow-x:auto;max-width:100%;margin:.8rem 0;border:1px solid var(--line);border-radius:4px}
 table{border-collapse:separate;border-spacing:0;font-size:.9rem;font-variant-numeric:tabular-nums;min-width:100%}
 caption{text-align:left;padding:.5rem .7rem;color:var(--soft);font-size:.85rem}
@@ -368,6 +381,10 @@ figure{margin:.6rem 0 1rem}figcaption{font-size:.85rem;color:var(--soft);margin:
 .sheets{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr));gap:.4rem 1.6rem}
 .pair>*,.sheets>*,.stack>*{min-width:0}
 .sheet{display:flex;flex-direction:column;justify-content:flex-end}.rows{display:flex;gap:.4rem;max-width:22rem}
+'''
+
+# %% ../nbs/58_blocks.ipynb #862c7fab
+CSS += '''
 .labels{display:flex;flex-direction:column;justify-content:space-around;font-size:.75rem;line-height:1;
 color:var(--soft);text-align:right;max-width:6rem}
 .rows img{flex:1;min-width:0;width:100%;height:auto;background:var(--box)}

@@ -389,11 +389,9 @@ def plot_points(
     if axes is None: _, axes = plt.subplots(1, 2, figsize=(7, 2.8), dpi=90, layout='constrained')
     names, colour = list(pde.family), pde.scaled(points.c)[:, 0]
     for ax, p, labels in (axes[0], points.q, pde.coordinates), (axes[1], points.c, names):
-        for mask, marker in (~points.value, 'o'), (points.value, 's'):
-            if not mask.any(): continue
-            seen = ax.scatter(p[mask, 0], p[mask, min(1, p.shape[1] - 1)], s=4 + 14 * points.weight[mask],
-                c=colour[mask],
-                              cmap='viridis', vmin=-1, vmax=1, marker=marker, lw=0, alpha=.85)
+        for mask, marker in ((m, k) for m, k in ((~points.value, 'o'), (points.value, 's')) if m.any()):
+            at, size = (p[mask, 0], p[mask, min(1, p.shape[1] - 1)]), 4 + 14 * points.weight[mask]
+            seen = ax.scatter(*at, size, colour[mask], marker, cmap='viridis', vmin=-1, vmax=1, lw=0, alpha=.85)
         ax.set(xlabel=labels[0], ylabel=labels[min(1, len(labels) - 1)])
     axes[0].figure.colorbar(seen, ax=axes[1], label=f'{names[0]} (family: -1 to 1)')
     return axes

@@ -112,6 +112,7 @@ def distill(
     trust: bool = False, # let decoder files run their code (a .pt2 file can execute anything)
     device: str | None = None, # cpu, cuda, cuda:1, ... (if not given: a GPU if there is one)
     dry_run: bool = False, # do a few steps, say what all of them will cost, and write nothing
+    max_memory: float | None = None, # MB beside the data: samples are taken in smaller chunks, or the run is refused
     profile: bool = False, # where the first steps spend their time: trace.json and profile.txt in the run folder
     **kwargs,
 ):
@@ -119,7 +120,8 @@ def distill(
     method = method or _usual_method(data)
     out = _folder(out, f'runs/{Path(data).stem}-{method}-ipc{ipc}-seed{seed}')
     changed, label, where = _with_parts(parts, method, **kwargs)
-    return _distill(_data(data, **where), changed, label, ipc, seed, device, out, resume, trust, profile, dry_run)
+    return _distill(_data(data, **where), changed, label, ipc, seed, device, out, resume, trust, profile, dry_run,
+                    max_memory)
 
 # %% ../nbs/78_commands.ipynb #5a1a3beb
 def _usual_method(data):
@@ -133,6 +135,35 @@ def _with_parts(parts, method, **kwargs):
 def _text_of(path, otherwise): return path.read_text() if path.exists() else otherwise
 
 # %% ../nbs/78_commands.ipynb #75a5941b
+<<<<<<< /tmp/tmpzfvunlj4
+def _say_made(s, out):
+    p, what = s.provenance, 'images' if s.x.dim() == 4 else 'rows'
+    print(f'{len(s)} synthetic {what} in {out}/synthetic.{"safetensors" if s.table is None else "csv"} '
+          f'({p["steps"]} steps, {p["seconds"]:.0f} s); next: rdd-nb evaluate {out}')
+=======
+def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run, max_memory):
+    from rdd_nb.auto import distill_auto
+    from rdd_nb.compare import trusting
+    from rdd_nb.distill import distill
+    from rdd_nb.parts import whole
+    (splits, source), options = loaded, dict(device=device, out=out, resume=resume, label=label)
+    ipc = whole('ipc', ipc, 1, 10**6)
+    if method == 'auto' and (dry_run or profile or max_memory):
+        raise ValueError('--dry-run, --profile and --max-memory need one method, not auto')
+    if dry_run or max_memory is not None: found = _estimated(splits, method, ipc, seed, device, trust, max_memory)
+    if dry_run: return found
+    if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
+    else:
+        with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, profile=profile, **options)
+    p = s.provenance
+    what, file = ('images' if s.x.dim() == 4 else 'rows'), f'synthetic.{"safetensors" if s.table is None else "csv"}'
+    print(f'{len(s)} synthetic {what} in {out}/{file} ({p["steps"]} steps, {p["seconds"]:.0f} s); '
+          f'next: rdd-nb evaluate {out}')
+    if profile: print(_text_of(out/'profile.txt', 'the run was finished before'))
+    return s
+>>>>>>> /tmp/tmp6yifr45a
+
+# %% ../nbs/78_commands.ipynb #fede169f
 def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run):
     from rdd_nb.auto import distill_auto
     from rdd_nb.compare import trusting
@@ -147,18 +178,16 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profi
     if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
     else:
         with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, profile=profile, **options)
-    p = s.provenance
-    what, file = ('images' if s.x.dim() == 4 else 'rows'), f'synthetic.{"safetensors" if s.table is None else "csv"}'
-    print(f'{len(s)} synthetic {what} in {out}/{file} ({p["steps"]} steps, {p["seconds"]:.0f} s); '
-          f'next: rdd-nb evaluate {out}')
+    _say_made(s, out)
     if profile: print(_text_of(out/'profile.txt', 'the run was finished before'))
     return s
 
 # %% ../nbs/78_commands.ipynb #ed690be9
-def _estimated(splits, method, ipc, seed, device, trust):
+def _estimated(splits, method, ipc, seed, device, trust, max_memory):
     from rdd_nb.compare import trusting
-    from rdd_nb.estimate import estimate
-    with trusting(trust): found = estimate(splits.train, method, ipc, seed, device)
+    from rdd_nb.estimate import estimate, within
+    what = splits.train, method, ipc, seed, device
+    with trusting(trust): found = estimate(*what) if max_memory is None else within(max_memory, *what)
     print(f'{found["steps"]} steps: {found["operations"]:.3g} operations, about {found["seconds"]:.0f} s; '
           f'{found["data_mb"]:.0f} MB of data, and at most {found["peak_mb"]:.0f} MB beside them')
     return found
@@ -231,23 +260,27 @@ def _recipes(s, recipe, asked) -> dict: # what is appended to the method's name 
 
 # %% ../nbs/78_commands.ipynb #0aa76f75
 def _evaluate(run, s, splits, source, on, recipes, networks, device, jobs, options):
-    from rdd_nb.core import pick_device, versions, write_json
-    from rdd_nb.intervals import summarise
     from rdd_nb.evaluation import evaluate, fit_clusters, reference_clusters
     from rdd_nb.tabular import predicts_number
     test, made, number = getattr(splits, on), s.provenance, predicts_number(s)
-    clusters = number or dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
-    options |= dict(population=splits.train, jobs=min(jobs, networks))
+    clusters, options = None, options | dict(population=splits.train, jobs=min(jobs, networks))
+    if not number: clusters = dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
     cost, rows = {k: made.get(k) for k in ('seconds', 'peak_mb', 'steps')}, []
     for model, recipe in recipes.items():
         row = evaluate(s, test, recipe, networks, made.get('seed', 0), clusters, device, **options)
         rows.append(dict(method=made.get('method', run.stem) + model) | row | cost)
         _say(f'{run}{model}', row)
-    config = dict(source=source, on=on, training=rows[0]['training'] if len(rows) == 1 else None, networks=networks,
-                  device=str(pick_device(device)), versions=versions(), test_hash=test.hash())
+    _write_rows(run, rows, number, source=source, on=on, networks=networks, device=device, test_hash=test.hash())
+    return rows
+
+# %% ../nbs/78_commands.ipynb #105b9caf
+def _write_rows(run, rows, number, device, **config):
+    from rdd_nb.core import pick_device, versions, write_json
+    from rdd_nb.intervals import summarise
+    recipe = rows[0]['training'] if len(rows) == 1 else None
+    config |= dict(training=recipe, device=str(pick_device(device)), versions=versions())
     report = dict(config=config, rows=rows, summary=[] if number else summarise(rows), paired=[])
     write_json(run/'report.json' if run.is_dir() else run.with_suffix('.report.json'), report)
-    return rows
 
 # %% ../nbs/78_commands.ipynb #015223d8
 def _say(run, row):
@@ -334,15 +367,16 @@ def sweep(
     resume: bool = False, # go on with what is in the folder; also if the grid has changed
     jobs: int | None = None, # processes (if not given: one per core)
     parts: list = (), # Python file with your own parts, which is run; may be repeated
+    metrics: list = (), # a function of that file, f(y, prediction, group); may be repeated
     trust: bool = False, # let decoder files run their code (a .pt2 file can execute anything)
     device: str | None = None, # cpu, cuda, cuda:1, ... (if not given: a GPU if there is one)
     command: str | None = None,
     **kwargs,
 ):
     "Run a grid of methods, risks, places and seeds from a TOML file."
-    use_parts(parts)
+    how = dict(resume=resume, trust=trust, command=command, metrics=_functions(use_parts(parts), metrics))
     out = _folder(out, Path(grid).with_suffix('').name + '-sweep')
-    return _sweep(grid, out, dry_run, kwargs, device, jobs, resume=resume, trust=trust, command=command)
+    return _sweep(grid, out, dry_run, kwargs, device, jobs, **how)
 
 # %% ../nbs/78_commands.ipynb #9fc5650f
 def _sweep(grid, out, dry_run, where, device, jobs, **options):
@@ -457,13 +491,15 @@ def _title(file):
     return '. '.join(m[2].strip('"\'') for m in found if m) or file.stem
 
 # %% ../nbs/78_commands.ipynb #0bb881ce
+def _unknown(kind, name, files):
+    near = difflib.get_close_matches(name, files, n=1, cutoff=.4)
+    return f'unknown {kind} {name[:60]!r}' + (f', did you mean {near[0]}?' if near else f'; see rdd-nb {kind} list')
+
+# %% ../nbs/78_commands.ipynb #c34015c6
 def _copy(kind, name, folder):
     "Copy a notebook, whole or not at all; raises `ValueError` for an unknown name and a file that exists."
     files = _lessons(kind)
-    if name not in files:
-        near = difflib.get_close_matches(name, files, n=1, cutoff=.4)
-        hint = f', did you mean {near[0]}?' if near else f'; see rdd-nb {kind[:-1]} list'
-        raise ValueError(f'unknown {kind[:-1]} {name[:60]!r}{hint}')
+    if name not in files: raise ValueError(_unknown(kind[:-1], name, files))
     target = Path(folder)/f'{name}.ipynb'
     if target.exists(): raise ValueError(f'{target}: exists already, and might hold your work; name another folder')
     target.parent.mkdir(parents=True, exist_ok=True)

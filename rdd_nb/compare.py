@@ -15,6 +15,8 @@ import joblib
 import torch
 from joblib.parallel import get_active_backend
 from tqdm.auto import tqdm
+
+# %% ../nbs/62_compare.ipynb #a648e8e8
 from .core import atomic_write, pick_device, read_json, versions, write_json
 from .data import Splits
 from .distill import check_inputs, distill
@@ -44,19 +46,26 @@ def _material(splits, name, method, seed, out, ipc, training, device, source):
     return s, training, {k: s.provenance[k] for k in ('seconds', 'peak_mb', 'steps')}
 
 # %% ../nbs/62_compare.ipynb #b4e277aa
-def run_one(splits, name, method, seed, out, device=None, ipc=10, training=Training(), networks=2, on='test',
-            source=None, trust=False):
-    "The row of one method (None: `name` is in `FULL`) and seed; one that exists for the same settings is read."
-    test, device, path = getattr(splits, on), pick_device(device), Path(out)/'report.json'
+def _asked(splits, test, name, method, ipc, training, networks, metrics):
+    "What decides a row: one on disk that was asked for the same is read."
     asked = dict(train=splits.train.hash(), test=test.hash(), ipc=ipc, training=training.describe(),
                  networks=networks, method=method.describe() if method else name)
+    return asked | dict(metrics=sorted(metrics)) if metrics else asked
+
+# %% ../nbs/62_compare.ipynb #16dd7694
+def run_one(splits, name, method, seed, out, device=None, ipc=10, training=Training(), networks=2, on='test',
+            source=None, trust=False, metrics=None):
+    "The row of one method (None: `name` is in `FULL`) and seed; one that exists for the same settings is read."
+    test, device, path = getattr(splits, on), pick_device(device), Path(out)/'report.json'
+    asked = _asked(splits, test, name, method, ipc, training, networks, metrics)
     if path.exists() and (found := read_json(path)).get('asked') == asked: return found['rows'][0]
     with trusting(trust): made, recipe, cost = _material(splits, name, method, seed, out, ipc, training, device, source)
     clusters = dict(cluster=fit_clusters(splits.train, test), reference_cluster=reference_clusters(test))
     population = None if splits.train.group is None else splits.train
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', NoiseWarning)      # each row keeps its notes
-        row = evaluate(made, test, recipe, networks, seed, clusters, device, population=population, progress=False)
+        how = dict(population=population, progress=False, metrics=metrics)
+        row = evaluate(made, test, recipe, networks, seed, clusters, device, **how)
     row = dict(method=name) | row | cost
     write_json(path, dict(asked=asked, versions=versions(), config=dict(device=str(device)), rows=[row],
                           summary=summarise([row]), paired=[]))
@@ -226,13 +235,15 @@ def compare(
     progress: bool = True,
     source: dict | None = None, # how the data were loaded, for the record
     trust: bool = False, # load decoders that are programs, which may run anything
+    metrics: dict | None = None, # your own: name -> f(y, prediction, group), a number
     command: str | None = None, # the command that does it again, for the record
 ) -> dict: # what is written to `<out>/report.json`
     "Run all methods with all seeds and write `report.json`. Raises `ValueError` before anything is written."
     return _compare(**locals())
 
 # %% ../nbs/62_compare.ipynb #c215cff7
-def _compare(splits, methods, seeds, out, ipc, device, jobs, resume, progress, source, trust, command, **recipe):
+def _compare(splits, methods, seeds, out, ipc, device, jobs, resume, progress, command, source, trust, metrics,
+             **recipe):
     methods, device, seeds = as_methods(methods), pick_device(device), [whole('seeds', s, 0) for s in seeds]
     if not seeds or not methods: raise ValueError(f'{"methods" if seeds else "seeds"}: expected at least one')
     check_all(splits, methods.values(), [ipc], jobs=jobs, **recipe)
@@ -240,7 +251,8 @@ def _compare(splits, methods, seeds, out, ipc, device, jobs, resume, progress, s
     runs = [dict(name=n, method=methods[n], seed=s, out=folder) for (n, s), folder in folders.items()]
     config = record(splits, source, methods, seeds, ipc, device=device, **recipe)
     claim(out, config, resume, ('data', 'train_hash', 'ipc', 'methods'))
-    rows, failed = run_all(splits, runs, device, jobs, progress, ipc=ipc, source=source, trust=trust, **recipe)
+    recipe |= dict(ipc=ipc, source=source, trust=trust, metrics=metrics)
+    rows, failed = run_all(splits, runs, device, jobs, progress, **recipe)
     return gather(out, config | dict(versions=versions(), command=command), rows, failed)
 
 # %% ../nbs/62_compare.ipynb #cb99d786

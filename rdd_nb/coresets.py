@@ -124,8 +124,7 @@ def herding(
         for _ in range(ipc):
             distance = torch.linalg.vector_norm(f - target, dim=1).masked_fill_(taken, torch.inf)
             chosen.append(pick := int(distance.argmin()))
-            taken[pick] = True
-            target = target - f[pick]
+            taken[pick], target = True, target - f[pick]
         return chosen
     return _greedy(x, y, ipc, n_classes, choose)
 
@@ -166,6 +165,13 @@ def stratified_per_class(
     return torch.cat(chosen)
 
 # %% ../nbs/22_coresets.ipynb #a90aba91
+def _in_turn(group, order):
+    "Samples in rounds: the first of each group, in the given order of the groups, then the second of each ..."
+    seen = torch.nn.functional.one_hot(group, len(order)).cumsum(0)
+    turn = seen.gather(1, group[:, None])[:, 0]
+    return (turn * len(order) + order[group]).argsort()
+
+# %% ../nbs/22_coresets.ipynb #b7917265
 def group_balanced_per_class(
     y,               # labels (n,), 0..n_classes-1
     group,           # group of each sample (n,), integers from 0
@@ -180,10 +186,7 @@ def group_balanced_per_class(
     for c, rows in enumerate(classes):
         gen = generator(seed, 'group_balanced_per_class', c)
         rows = rows[torch.randperm(len(rows), generator=gen)]
-        own, order = group[rows], torch.randperm(int(group.max()) + 1, generator=gen)
-        seen = torch.nn.functional.one_hot(own, len(order)).cumsum(0)
-        turn = seen.gather(1, own[:, None])[:, 0]      # in which round its group has it
-        chosen.append(rows[(turn * len(order) + order[own]).argsort()[:ipc]])
+        chosen.append(rows[_in_turn(group[rows], torch.randperm(int(group.max()) + 1, generator=gen))[:ipc]])
     return torch.cat(chosen)
 
 # %% ../nbs/22_coresets.ipynb #9267f217

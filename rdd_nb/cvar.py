@@ -149,16 +149,18 @@ class CVaR(Risk):
 
     def spread(self, before, p): return torch.minimum((self.tail - before).clamp(min=0), p) / self.tail
 
-    def _top(self, l):
-        "The samples in the tail for equal probabilities: their losses, weights and indices."
-        n = l.shape[-1]
-        m = max(1., self.tail * n)                                     # at least the worst one
-        if abs(m - round(m)) <= 1e-12 * n: m = round(m)                # .29 * 100 is 28.999999999999996
-        k = math.ceil(m)
-        top, index = l.topk(k, sorted=False)
-        if k == m: return top, 1 / m, index
-        w = torch.full_like(top, 1 / m)
-        return top, w.scatter_(-1, top.detach().argmin(-1, keepdim=True), (m - (k - 1)) / m), index
+# %% ../nbs/24_cvar.ipynb #236d23bb
+@patch
+def _top(self: CVaR, l):
+    "The samples in the tail for equal probabilities: their losses, weights and indices."
+    n = l.shape[-1]
+    m = max(1., self.tail * n)                                     # at least the worst one
+    if abs(m - round(m)) <= 1e-12 * n: m = round(m)                # .29 * 100 is 28.999999999999996
+    k = math.ceil(m)
+    top, index = l.topk(k, sorted=False)
+    if k == m: return top, 1 / m, index
+    w = torch.full_like(top, 1 / m)
+    return top, w.scatter_(-1, top.detach().argmin(-1, keepdim=True), (m - (k - 1)) / m), index
 
 # %% ../nbs/24_cvar.ipynb #0d9e0d1b
 @patch
@@ -212,8 +214,14 @@ def __call__(self: Mixture, losses, p=None, groups=None):
     return sum(f * r(losses, p, groups) for f, r in self.check().parts)
 
 # %% ../nbs/24_cvar.ipynb #07448ad7
-Risk.__mul__ = Risk.__rmul__ = lambda self, factor: Mixture([(factor, self)])
-Risk.__add__ = lambda self, other: Mixture([(1., self), (1., other)])
+@patch
+def __mul__(self: Risk, factor): return Mixture([(factor, self)])
+
+@patch
+def __rmul__(self: Risk, factor): return self * factor
+
+@patch
+def __add__(self: Risk, other): return Mixture([(1., self), (1., other)])
 
 # %% ../nbs/24_cvar.ipynb #6d77120f
 def _runs(l, groups):

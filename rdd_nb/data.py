@@ -39,6 +39,15 @@ def _labels(values, what, n):
         raise ValueError(f'{what} has dtype {str(values.dtype)[6:]}: expected integers from 0')
     return values.long()
 
+def _check_std(std):
+    if not (std > 0).all(): raise ValueError(f'std must be positive, got {std.tolist()}')
+
+def _class_names(y, classes):
+    found = y.unique()
+    if classes is None and (found[0] != 0 or found[-1] != len(found) - 1):
+        raise ValueError(f'y must hold the labels 0..C-1, each at least once, got {str(found.tolist())[:60]}')
+    return _names(y, classes, 'y')
+
 # %% ../nbs/05_data.ipynb #c7482a1d
 def _names(ids, names, what):
     "Names for the ids 0, 1, ...; by default the numbers themselves."
@@ -67,10 +76,6 @@ def _sound(x):
         raise ValueError(f'x holds NaN or infinity, first in sample {int(bad[0])}')
     return x.float()
 
-# %% ../nbs/05_data.ipynb #a999217d
-def _check_std(std):
-    if not (std > 0).all(): raise ValueError(f'std must be positive, got {std.tolist()}')
-
 # %% ../nbs/05_data.ipynb #e20ca726
 class GroupedDataset(Dataset):
     "Images or table rows, their labels, and the group of each if known. `dataset[i]` is `(x, y)`, never the group."
@@ -92,13 +97,6 @@ class GroupedDataset(Dataset):
         self.classes = _class_names(self.y, classes)
         self.mean, self.std = (_per_channel(v, x) for v in (0. if mean is None else mean, 1. if std is None else std))
         _check_std(self.std)
-
-# %% ../nbs/05_data.ipynb #47bc00b4
-def _class_names(y, classes):
-    found = y.unique()
-    if classes is None and (found[0] != 0 or found[-1] != len(found) - 1):
-        raise ValueError(f'y must hold the labels 0..C-1, each at least once, got {str(found.tolist())[:60]}')
-    return _names(y, classes, 'y')
 
 # %% ../nbs/05_data.ipynb #2bd8ceb5
 @patch(as_prop=True)
@@ -256,6 +254,14 @@ def _strip(self, picked):
     return torch.cat(list(x), -1).permute(1, 2, 0).mul(255).round().byte().numpy()
 
 # %% ../nbs/05_data.ipynb #b2f4d7f4
+def _label_row(ax, names, group, width, n):
+    "Classes above `width` pixels each, the group on the left, room for `n` images."
+    ax.set_xticks([(k + .5) * width - .5 for k in range(len(names))], names, fontsize=8)
+    ax.tick_params(length=0, top=False, labeltop=True, labelbottom=False, pad=1)
+    ax.set(yticks=[], xlim=(-.5, n * width - .5)); ax.spines[:].set_visible(False)
+    if group: ax.set_ylabel(group, fontsize=8)
+
+# %% ../nbs/05_data.ipynb #f36f8463
 @patch
 def show(self: GroupedDataset,
     n=8,  # images per group, one class after the other
@@ -268,12 +274,7 @@ def show(self: GroupedDataset,
     fig, axes = plt.subplots(len(rows), figsize=size, dpi=80, squeeze=False, layout='constrained')
     for (group, picked), ax in zip(rows, axes[:, 0]):
         ax.imshow(_strip(self, picked), interpolation='nearest')
-        names = [self.classes[self.y[i]] for i in picked]
-        ax.set_xticks([(k + .5) * width - .5 for k in range(len(picked))], names, fontsize=8)
-        ax.tick_params(length=0, top=False, labeltop=True, labelbottom=False, pad=1)
-        ax.set(yticks=[], xlim=(-.5, n * width - .5))
-        ax.spines[:].set_visible(False)
-        if group: ax.set_ylabel(group, fontsize=8)
+        _label_row(ax, [self.classes[self.y[i]] for i in picked], group, width, n)
     return axes[:, 0]
 
 # %% ../nbs/05_data.ipynb #9fa34573
@@ -299,7 +300,6 @@ def _update(digest, what, kind, shape, blocks):
         array = block.cpu().contiguous().numpy()
         digest.update(array.astype(array.dtype.newbyteorder('<'), copy=False).data)
 
-# %% ../nbs/05_data.ipynb #6954864d
 @patch
 def hash(self: GroupedDataset):
     "sha256 over x, y, group, mean and std. The same on every platform and device; names do not count."

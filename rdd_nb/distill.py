@@ -133,7 +133,8 @@ def _network_risk(self: Distiller, losses, index):
 # %% ../nbs/45_distill.ipynb #83794f3f
 @patch
 def _loss(self: Distiller) -> tuple: # (loss, weights of the real samples of the batch, which these are)
-    m, t, g = self.method, self.step_number, generator(self.seed, 'batch', self.step_number)
+    m, t, kept = self.method, *self._served()
+    g = generator(self.seed, 'batch', t)
     index, share = self._own(*m.batch.draw(self, g))
     with record_function('read the batch'): real = self.x[index]
     x, s = augment(real, self.stored.decode(), names=m.augment, generator=g)
@@ -141,8 +142,17 @@ def _loss(self: Distiller) -> tuple: # (loss, weights of the real samples of the
     found = self.assigned if at else None
     clusters = Clusters(self.clusters(index), found.owner, found.answer) if found else None
     batch = Batch(x, self.y[index], s, self.sy, self.n_classes, self.soft(), clusters, self._weighted(index, share),
-                  index, generator(self.seed, 'objective', t), t / m.steps)
+                  index, generator(self.seed, 'objective', t), self.step_number / m.steps, kept=kept)
     return *self.objective.loss(self.network, self._own_side(batch), m.risk, at), index
+
+# %% ../nbs/45_distill.ipynb #e044bdde
+@patch
+def _served(self: Distiller) -> tuple: # (step whose real samples serve this one, what is kept of them or None)
+    plan, t = self.method.network, self.step_number
+    if not plan.once: return t, None
+    born = t - t % plan.life
+    if getattr(self, 'kept', (None,))[0] != born: self.kept = born, {}
+    return self.kept
 
 # %% ../nbs/45_distill.ipynb #840ec4c7
 @patch
@@ -197,12 +207,18 @@ def _slopes(self: Distiller) -> tuple: # (loss, weights of the real samples, whi
 
 # %% ../nbs/45_distill.ipynb #51120377
 @patch
+def _decay(self: Distiller):
+    "Each step size on its way along half a cosine, from its peak to zero."
+    fall = 1 + torch.cos(torch.tensor(torch.pi * self.step_number / self.method.steps)).item()
+    for group, peak in zip(self.optimizer.param_groups, self.peaks): group['lr'] = peak * .5 * fall
+
+# %% ../nbs/45_distill.ipynb #cefa2cda
+@patch
 def step(self: Distiller) -> float: # the objective's loss
     "One update of the synthetic samples, then of the network."
     m, t = self.method, self.step_number
     if t and t % m.network.life == 0 and self.objective.uses_network: self._draw_network()
-    fall = 1 + torch.cos(torch.tensor(torch.pi * t / m.steps)).item()
-    for group, peak in zip(self.optimizer.param_groups, self.peaks): group['lr'] = peak * .5 * fall
+    self._decay()
     loss, q, index, slopes = within_memory(self._slopes, LESS)
     if m.risk_at in ('target', 'distance'): self.weight.index_add_(0, index, q.to(self.weight.dtype))
     for p, g in zip(self.leaves, slopes): p.grad = g
@@ -320,13 +336,12 @@ def _look(out, config, resume):
     found = read_json(path)
     if not isinstance(found, dict) or not set(config) <= set(found):
         raise ValueError(f'{name}/config.json is not that of a run of rdd_nb; choose another folder')
-    for k in config:
-        if found[k] == config[k]: continue
+    for k in (k for k in config if found[k] != config[k]):
         how = _differing(found[k], config[k])
         raise ValueError(f'{name} holds a run with another {k} ({how}); choose another folder')
     if resume: return found
-    raise ValueError(
-        f'{name} already holds this run; pass resume=True (--resume) to continue it, or choose another folder')
+    raise ValueError(f'{name} already holds this run; pass resume=True (--resume) to continue it, or choose another '
+                     'folder')
 
 # %% ../nbs/45_distill.ipynb #b834228f
 class _Folder:
@@ -347,10 +362,12 @@ class _Folder:
     @property
     def finished(self): return self.found is not None and self.done.exists()
 
-    def claim(self):
-        if self.found is not None: return
-        self.found = self.config | dict(versions=versions())
-        write_json(self.out/'config.json', self.found)
+# %% ../nbs/45_distill.ipynb #fd07333f
+@patch
+def claim(self: _Folder):
+    if self.found is not None: return
+    self.found = self.config | dict(versions=versions())
+    write_json(self.out/'config.json', self.found)
 
 # %% ../nbs/45_distill.ipynb #904d635d
 @patch
@@ -365,8 +382,7 @@ def restore(self: _Folder, run):
         if not fits: raise ValueError
         run.load_state_dict(state)
         self.before = float(state['seconds'])
-    # damaged or foreign
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError, IndexError):
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError, IndexError):  # damaged or foreign
         name = printable(self.checkpoint)
         raise ValueError(f'{name}: not a checkpoint of this run; delete it to start again') from None
 

@@ -61,6 +61,7 @@ def _own_side(self: ShardedDistiller, batch):
     soft = batch.soft if batch.soft is None else batch.soft[keep]
     return dataclasses.replace(batch, sx=batch.sx[keep], sy=batch.sy[keep], soft=soft, clusters=c, gather=total)
 
+# %% ../nbs/46_distributed.ipynb #8039cf05
 @patch
 def _slopes(self: ShardedDistiller):
     loss, q, index, slopes = Distiller._slopes(self)

@@ -100,8 +100,13 @@ class PDE:
         self.check_family()
         self._find_derivatives()
         self.check_ends()
-    def initial(self, z, c): return profile(z, c, self.mode)
-    def residual(self, d, q, c): raise NotImplementedError(f'{type(self).__name__} does not say what its residual is')
+
+# %% ../nbs/09_equations.ipynb #4372a0c3
+@patch
+def initial(self: PDE, z, c): return profile(z, c, self.mode)
+
+@patch
+def residual(self: PDE, d, q, c): raise NotImplementedError(f'{type(self).__name__} does not say what its residual is')
 
 # %% ../nbs/09_equations.ipynb #13782599
 class _Asked:

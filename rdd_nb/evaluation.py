@@ -60,11 +60,17 @@ def fit_clusters(
     centres = KMeans(min(n_clusters, len(train)), random_state=0).fit(train.samples('cpu').flatten(1)).cluster_centers_
     return assign_nearest(test.samples('cpu').flatten(1), centres)[0]
 
+# %% ../nbs/50_evaluation.ipynb #24a85ccd
+_REFERENCE_MB = 512    # of float32 that scikit-learn's k-means is given at once
+
 def reference_clusters(test: GroupedDataset) -> Tensor: # (n_test,) ids
     "The clusters of RDD's released evaluation: scikit-learn's k-means, 10 clusters, seed 0, on normalised test pixels."
     from sklearn.cluster import KMeans as SklearnKMeans
-    ids = SklearnKMeans(min(10, len(test)), random_state=0).fit_predict(test.x.cpu().flatten(1).numpy())
-    return torch.as_tensor(ids).long()
+    x = test.samples('cpu').flatten(1)
+    n, most = len(x), max(10, int(_REFERENCE_MB * 2**20 / (4 * x.shape[1])))
+    if n <= most: return torch.as_tensor(SklearnKMeans(min(10, n), random_state=0).fit_predict(x[:].numpy())).long()
+    fit = SklearnKMeans(10, random_state=0).fit(x[torch.randperm(n, generator=generator('reference'))[:most]].numpy())
+    return torch.cat([torch.as_tensor(fit.predict(block.numpy())) for block in x.split(1024)]).long()
 
 # %% ../nbs/50_evaluation.ipynb #530094fc
 def _check_columns(a, b):
@@ -73,20 +79,24 @@ def _check_columns(a, b):
     raise ValueError('the set has columns or units of another table (or of other training rows) than the test data')
 
 # %% ../nbs/50_evaluation.ipynb #1dc73546
-def _check_fit(source, test):
-    "Whether the classes and shapes of a set are those of the test data; a class without samples is a warning."
-    if not isinstance(source, (SyntheticDataset, GroupedDataset)):
-        raise ValueError(f'source is a {type(source).__name__}, expected a SyntheticDataset or a GroupedDataset')
-    mine, theirs = source.classes, test.classes
+def _check_classes(mine, theirs):
+    "Raises `ValueError` for other classes, or the same in another order."
     if len(mine) != len(theirs):
         raise ValueError(f'the set has {len(mine)} classes and the test data {len(theirs)}; they must have the same')
     if mine != theirs and set(mine) == set(theirs):
         raise ValueError(f'the set has its classes in the order {", ".join(mine)}, the test data {", ".join(theirs)}')
+
+# %% ../nbs/50_evaluation.ipynb #263f16b9
+def _check_fit(source, test):
+    "Whether the classes and shapes of a set are those of the test data; a class without samples is a warning."
+    if not isinstance(source, (SyntheticDataset, GroupedDataset)):
+        raise ValueError(f'source is a {type(source).__name__}, expected a SyntheticDataset or a GroupedDataset')
+    _check_classes(source.classes, test.classes)
     _check_columns(getattr(source, 'table', None), test.table)
     shapes = tuple(_shape(source)[1:]), tuple(_shape(test)[1:])
     if shapes[0] != shapes[1]:
         raise ValueError(f'the set has samples of shape {shapes[0]} and the test data {shapes[1]}')
-    missing = ', '.join(mine[c] for c in sorted(set(range(test.n_classes)) - set(source.y.tolist())))
+    missing = ', '.join(source.classes[c] for c in sorted(set(range(test.n_classes)) - set(source.y.tolist())))
     if missing:
         warnings.warn(f'no samples of class {missing}: networks cannot learn what they are not shown', stacklevel=3)
 

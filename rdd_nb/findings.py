@@ -243,6 +243,12 @@ def _against_free(c, method):
     return f' The best free selection, {free}, has {level} %{gain}.'
 
 # %% ../nbs/64_findings.ipynb #87fcb512
+def _basis(n, seeds, v):
+    said = f'n = {n:,} test samples, ' if n else ''
+    said += f'{seeds} seeds, {span(v)}.' if seeds > 1 else 'a single seed: another one may say something else.'
+    return said[0].upper() + said[1:] if said.startswith('a ') else said
+
+# %% ../nbs/64_findings.ipynb #6c093a59
 def headline(c: Comparison) -> tuple: # a sentence, and what it rests on
     "The best method without group labels, its number, and what the best free selection reaches."
     if len(c.labels) > 1:
@@ -254,10 +260,7 @@ def headline(c: Comparison) -> tuple: # a sentence, and what it rests on
     sizes = {r['images'] for r in c.of(method) if r.get('images')}
     size = f' with {sizes.pop():,} images' if len(sizes) == 1 else ''
     best_at = f'for the hardest group ({group})' if group else 'overall'
-    basis = f'n = {n:,} test samples, ' if n else ''
-    basis += f'{seeds} seeds, {span(v)}.' if seeds > 1 else 'a single seed: another one may say something else.'
-    basis = basis[0].upper() + basis[1:] if basis.startswith('a ') else basis
-    basis += _against_free(c, method) + _price(c, method)
+    basis = _basis(n, seeds, v) + _against_free(c, method) + _price(c, method)
     blind = ' No group label was used to make the images.' if group else ''
     return f'{method} is best {best_at}: {percent(v["mean"])} % accuracy{size}.', basis + blind
 

@@ -77,18 +77,20 @@ def _check_tensors(found, path, most):
             raise ValueError(f'{path}: holds a tensor of {v.numel():,} numbers, more than it has room for')
 
 # %% ../nbs/42_foreign.ipynb #037d52e1
+def _load_plain(path):
+    if path.suffix == '.npz':
+        with np.load(path, allow_pickle=False) as f: return {k: torch.from_numpy(np.atleast_1d(f[k])) for k in f.files}
+    with torch.serialization.safe_globals(_numpy_scalars()):
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+# %% ../nbs/42_foreign.ipynb #861cd770
 def _plain(path):
     "What a .pt or .npz file holds, as tensors, numbers, lists and dictionaries; nothing else is ever loaded."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
     try:
         most = _check_archive(path)
-        if path.suffix == '.npz':
-            with np.load(path, allow_pickle=False) as f:
-                found = {k: torch.from_numpy(np.atleast_1d(f[k])) for k in f.files}
-        else:
-            with torch.serialization.safe_globals(_numpy_scalars()):
-                found = torch.load(path, map_location='cpu', weights_only=True)
+        found = _load_plain(path)
     except Exception as e:                    # a damaged file fails in many ways, a foreign object in one
         if str(e).startswith(str(path)): raise
         why = f'not a readable {path.suffix or "tensor"} file ({type(e).__name__}); damaged, or of another kind?'
@@ -239,11 +241,10 @@ def _labels_beside(path, images, labels, n_classes):
     return torch.arange(n_classes).repeat_interleave(len(images) // n_classes)
 
 # %% ../nbs/42_foreign.ipynb #b72306ff
-def _checked(path, x, y, n_classes):
-    "Images as float (m, C, H, W), with labels that fit them."
-    if x.dtype == torch.uint8: x = x.float() / 255
+def _complaints(x, y, n_classes):
+    "Pairs of what may be wrong with images and labels, and what to say then; both as functions, asked in this order."
     one, most = y.dim() == 1, n_classes or 2**16
-    for wrong, message in (
+    return (
         (lambda: x.dim() != 4 or not x.numel() or not x.is_floating_point(),
          lambda: f'images have shape {tuple(x.shape)} and type {x.dtype}, expected (m, C, H, W) and floating point'),
         (lambda: y.dim() not in (1, 2) or len(y) != len(x) or not y.numel(),
@@ -253,7 +254,13 @@ def _checked(path, x, y, n_classes):
          lambda: f'labels have {y.shape[1]} columns, expected {n_classes}'),
         (lambda: one and not torch.equal(y.double(), y.double().round()), lambda: 'labels are not whole numbers'),
         (lambda: one and not 0 <= y.min() <= y.max() < most,
-         lambda: f'labels run from {int(y.min())} to {int(y.max())}, expected 0 to {most - 1}')):
+         lambda: f'labels run from {int(y.min())} to {int(y.max())}, expected 0 to {most - 1}'))
+
+# %% ../nbs/42_foreign.ipynb #c0ffee42
+def _checked(path, x, y, n_classes):
+    "Images as float (m, C, H, W), with labels that fit them."
+    if x.dtype == torch.uint8: x = x.float() / 255
+    for wrong, message in _complaints(x, y, n_classes):
         if wrong(): raise ValueError(f'{path}: its {message()}')
     return x.float()
 

@@ -114,25 +114,32 @@ def summarise(rows) -> list: # one dict per method, in order of appearance
     return found
 
 # %% ../nbs/47_intervals.ipynb #1a61c027
+def _difference(d):
+    i = interval(d)
+    return {k: v for k, v in i.items() if k != 'mean'} | dict(difference=i['mean'])
+
+def _by_seed(rows, metrics):
+    "metric -> method -> seed -> value, with the accuracy of every group among the metrics."
+    value = {}
+    for r in rows:
+        groups = {f'group_accuracy|{g}': a for g, a in r['group_accuracy'].items()}
+        for m, v in ({m: r[m] for m in metrics if m in r} | groups).items():
+            value.setdefault(m, {}).setdefault(r['method'], {})[r['seed']] = v
+    return value
+
+# %% ../nbs/47_intervals.ipynb #8960a567
 def paired(
     rows,
     baselines=('gradient', 'distribution', 'kmeans', 'full'), # methods to compare all others with
     metrics=('accuracy', 'worst_group_accuracy', 'worst_class_group_accuracy'),
 ) -> list: # of dicts: method, baseline, metric, difference, low, high, n_seeds
     "Differences between methods, seed by seed, with 95 % intervals; for every group, as 'group_accuracy|name', too."
-    value, found = {}, []
-    for r in rows:
-        groups = {f'group_accuracy|{g}': a for g, a in r['group_accuracy'].items()}
-        for m, v in ({m: r[m] for m in metrics if m in r} | groups).items():
-            value.setdefault(m, {}).setdefault(r['method'], {})[r['seed']] = v
+    value, found = _by_seed(rows, metrics), []
     methods = list(dict.fromkeys(r['method'] for r in rows))
     for method, base in ((m, b) for m in methods for b in baselines if b in methods and b != m):
         for metric, of in value.items():
             d = [v - of[base][s] for s, v in of.get(method, {}).items() if s in of.get(base, {})]
-            if not d: continue
-            i = interval(d)
-            i['difference'] = i.pop('mean')
-            found.append(dict(method=method, baseline=base, metric=metric, n_seeds=len(d)) | i)
+            if d: found.append(dict(method=method, baseline=base, metric=metric, n_seeds=len(d)) | _difference(d))
     return found
 
 # %% ../nbs/47_intervals.ipynb #9e4d0816

@@ -41,6 +41,15 @@ class Batch:
     generator: torch.Generator | None = None  # for objectives that draw something in a step
     done: float = 0.             # share of the distillation that is behind
     gather: Callable | None = None  # sum of a tensor over all processes, where classes are divided among several
+    kept: dict | None = None     # of real samples that serve several steps: what is computed in the first of them
+
+# %% ../nbs/35_matching.ipynb #d14fc906
+@patch
+def once(self: Batch, name, make):
+    "What `make()` gives; where the real samples serve several steps, the first of these makes it."
+    if self.kept is None: return make()
+    if name not in self.kept: self.kept[name] = make()
+    return self.kept[name]
 
 # %% ../nbs/35_matching.ipynb #344e9350
 @patch(as_prop=True)
@@ -70,9 +79,13 @@ class Objective(Part, kind='objective'):
         "Itself, or one like it that holds what it prepared."
         return self
 
-    def loss(self, net, batch: Batch, risk=None, risk_at=None) -> tuple: # (loss, weights (n,) summing to n_classes)
-        "The number to minimise, differentiable in `batch.sx`; `risk_at` is 'target', 'distance' or None."
-        raise NotImplementedError(f'{type(self).__name__} does not say what its loss is')
+# %% ../nbs/35_matching.ipynb #21da8792
+@patch
+def loss(
+    self: Objective, net, batch: Batch, risk=None, risk_at=None,
+) -> tuple: # (loss, weights (n,) summing to n_classes)
+    "The number to minimise, differentiable in `batch.sx`; `risk_at` is 'target', 'distance' or None."
+    raise NotImplementedError(f'{type(self).__name__} does not say what its loss is')
 
 # %% ../nbs/35_matching.ipynb #e75090b2
 class Matcher(Objective, abstract=True):
@@ -227,11 +240,11 @@ def loss(self: Matcher, net, batch, risk=None, risk_at=None):
     "The matching loss, with the risk at the target or over the clusters' distances. See `Objective.loss`."
     b = batch
     labels = b.soft if self.uses_labels and b.soft is not None else b.sy
-    def real(weights, ids, k):
+    def real(*weighted):
         with record_function('real side'):
-            return [t.detach() for t in self.statistic(net, b.x, b.y, weights, ids, k)]
+            return b.once('real', lambda: [t.detach() for t in self.statistic(net, b.x, b.y, *weighted)])
     def synthetic(weights, ids, k):
         with record_function('synthetic side'): return self.statistic(net, b.sx, labels, weights, ids, k)
     if risk_at == 'distance': return b.risk_of(self.distance(*b.sides(real, synthetic)), risk)
-    q, n = class_weights(net, b, risk if risk_at == 'target' else None), b.n_classes
+    q, n = b.once('weights', lambda: class_weights(net, b, risk if risk_at == 'target' else None)), b.n_classes
     return self.distance(real(q, b.y, n), synthetic(within_clusters(b.sy, n), b.sy, n)).sum(), q

@@ -346,15 +346,18 @@ _RANGES = dict(rows=(2, 100_000), steps=(0, 10**9), batch=(8, 10**9), choose=(0,
               lr=(1e-9, 1e3), harden=(0, 1), present=(1e-9, 1))
 
 # %% ../nbs/70_merge.ipynb #d7c3ed17
+def _check_range(name, v, low, high):
+    whole = isinstance(high, int) and high > 1
+    kinds = (int, np.integer) if whole else (int, float, np.number)
+    if isinstance(v, bool) or not isinstance(v, kinds) or not low <= v <= high:
+        raise ValueError(f'{name}: got {v!r}, expected {"a whole number" if whole else "a number"} from {low:g} '
+                         f'to {high:g}')
+
+# %% ../nbs/70_merge.ipynb #0ee23eb3
 @patch
 def _settings(self: MergeTables):
     "The risk measure, after all numbers have been checked."
-    for name, (low, high) in _RANGES.items():
-        v, whole = getattr(self, name), isinstance(high, int) and high > 1
-        if isinstance(v, bool) or not isinstance(v, (int, np.integer) if whole else (int, float,
-            np.number)) or not low <= v <= high:
-            raise ValueError(f'{name}: got {v!r}, expected {"a whole number" if whole else "a number"} from {low:g} '
-                             f'to {high:g}')
+    for name, ends in _RANGES.items(): _check_range(name, getattr(self, name), *ends)
     if self.labels not in ('rates', 'ensemble'):
         raise ValueError(f"labels: got {self.labels!r}, expected 'rates' or 'ensemble'")
     risk = Risk.read(self.risk)

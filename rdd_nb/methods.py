@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 import torch
 from fastcore.basics import patch
+
+# %% ../nbs/44_methods.ipynb #e1028e68
 from .augment import augment
 from .bilevel import KernelRidge, Unrolled
 from .clustering import Clustering, NearestClustering
@@ -96,12 +98,14 @@ class Network(Part, kind='network'):
                  batch=128,       # real samples of such an update
                  mix=0.,          # probability of CutMix in it (IDC)
                  precision='float32',  # 'bfloat16': the real side of a step in mixed precision
+                 once=False,      # True: one batch of real samples, and their statistics, for all updates in a network
                 ):
         self.model = one_of('model', model, tuple(MODELS))
         self.width = width if width is None else whole('width', width, 1, 2**16)
         self.life, self.steps, self.batch = whole('life', life), whole('steps', steps, 0), whole('batch', batch)
         self.lr, self.mix = number('lr', lr, open_low=True), number('mix', mix, 0, 1, open_high=True)
         self.precision = one_of('precision', precision, ('float32', 'bfloat16'))
+        self.once = one_of('once', once, (False, True))
 
 # %% ../nbs/44_methods.ipynb #e810ccf1
 Network.known |= {'network': Network} | {name: functools.partial(Network, name) for name in MODELS}
@@ -114,11 +118,26 @@ def _networks(m):
     helpers = m.start.uses_network or m.labels.uses_network or m.clustering is not None and m.clustering.uses_network
     if o is not None and (o.uses_network or 'model' in o.own_networks) or helpers: acts |= {'model', 'width'}
     if looks: acts |= {'life'} | ({'precision'} if isinstance(o, (Matcher, KernelRidge)) else set())
+    if isinstance(o, Matcher) and not _changing(m): acts |= {'once'}
     if looks and m.network.life > 1: acts |= {'steps', 'lr'} if m.network.steps else {'steps'}
     if 'lr' in acts or helpers or o is not None and o.own_networks: acts |= {'batch', 'mix'}
     return acts
 
+# %% ../nbs/44_methods.ipynb #6510b841
+def _changing(m):
+    "Why the real side of a step changes from one update in a network to the next; None if it stays as it is."
+    if m.network.life == 1: return 'with life=1 a network serves one update'
+    if m.network.steps: return f'with steps={m.network.steps} a network changes after each update'
+    if m.risk and getattr(m.clustering, 'moving', False): return 'the clusters follow the synthetic samples'
+
 # %% ../nbs/44_methods.ipynb #98ad509d
+def _unclustered(m):
+    "Why the risk of a method does not look at clusters, or None."
+    if m.risk is None: return 'there is no risk'
+    if m.risk_at != 'distance' and not m.risk.needs_groups:
+        return f'at the {m.risk_at}, risk={m.risk!r} looks at samples, not at clusters; a two-level risk does'
+
+# %% ../nbs/44_methods.ipynb #095a8362
 def idle(m) -> dict: # setting -> why it cannot act; settings of the network plan as 'network.life'
     "Settings that have no effect in the method `m` (anything with the fields of a `Method`)."
     o, found, acts = m.objective, {}, _networks(m)
@@ -127,11 +146,8 @@ def idle(m) -> dict: # setting -> why it cannot act; settings of the network pla
     elif not m.steps: found['objective'] = 'steps=0, so nothing is optimised'
     elif not o.uses_batch(m.risk_at):
         found |= dict.fromkeys(('batch', 'base'), f'{o!r} does not look at batches of real samples')
-    if m.risk is None: found['clustering'] = 'there is no risk'
-    elif m.risk_at != 'distance' and not m.risk.needs_groups:
-        why = 'looks at samples, not at clusters; a two-level risk does'
-        found['clustering'] = f'at the {m.risk_at}, risk={m.risk!r} {why}'
-    for name in ('model', 'width', 'life', 'steps', 'lr', 'batch', 'mix', 'precision'):
+    if why := _unclustered(m): found['clustering'] = why
+    for name in ('model', 'width', 'life', 'steps', 'lr', 'batch', 'mix', 'precision', 'once'):
         if name not in acts: found[f'network.{name}'] = _why(m, name)
     if o is None and not acts: found['augment'] = 'nothing is trained'
     return found
@@ -141,7 +157,9 @@ def _why(m, name):
     "Why a setting of the network plan cannot act."
     if m.objective is None: return 'no network of this plan is used'
     if not m.objective.uses_network: return f'{m.objective!r} does not look at the networks of the loop'
-    if name == 'precision': return f'{m.objective!r} does not match statistics of real samples'
+    fixed = name == 'once' and isinstance(m.objective, Matcher)
+    if name in ('precision', 'once') and not fixed: return f'{m.objective!r} does not match statistics of real samples'
+    if fixed: return _changing(m)
     if m.network.life == 1: return 'with life=1 a network is replaced before what it learns reaches the samples'
     return 'with steps=0 no network is trained'
 
@@ -216,6 +234,14 @@ def _check_network_risk(m):
                      'set network.steps to 1 or more and network.life to 2 or more')
 
 # %% ../nbs/44_methods.ipynb #1e387245
+def _check_place(o, risk, at):
+    if o is None: raise ValueError(f'risk={risk!r}: there is no objective, so a risk cannot act')
+    if at not in o.places: raise ValueError(f'risk_at={at!r}: in {o!r} a risk can act at {", ".join(o.places)}')
+    if at == 'distance' and risk.needs_groups:
+        raise ValueError(f'risk={risk!r} looks at groups, but at the distance there is one number per cluster: '
+                         'pass a measure such as CVaR(0.2)')
+
+# %% ../nbs/44_methods.ipynb #012c0a89
 def _check_risk(m):
     "Raises `ValueError` for a risk and a place that do not go together."
     o, risk, at = m.objective, m.risk, m.risk_at
@@ -223,11 +249,7 @@ def _check_risk(m):
     if (risk is None) != (at is None):
         raise ValueError(f'risk={risk!r} and risk_at={at!r}: a risk needs its place, and a place its risk')
     if risk is None: return
-    if o is None: raise ValueError(f'risk={risk!r}: there is no objective, so a risk cannot act')
-    if at not in o.places: raise ValueError(f'risk_at={at!r}: in {o!r} a risk can act at {", ".join(o.places)}')
-    if at == 'distance' and risk.needs_groups:
-        raise ValueError(f'risk={risk!r} looks at groups, but at the distance there is one number per cluster: '
-                         'pass a measure such as CVaR(0.2)')
+    _check_place(o, risk, at)
     if at == 'network': _check_network_risk(m)
     if _remembers(risk):
         raise ValueError(
@@ -423,9 +445,7 @@ def as_method(
     fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(Method)}
     for name, value in changes.items():
         one_of('setting', name, tuple(fields))
-        if isinstance(value, dict):
-            if not isinstance(fields[name], Part):
-                raise ValueError(f'{name}={shown(value)}: there is no {name} of which to change settings')
-            value = fields[name].replace(**value)
-        fields[name] = value
+        if isinstance(value, dict) and not isinstance(fields[name], Part):
+            raise ValueError(f'{name}={shown(value)}: there is no {name} of which to change settings')
+        fields[name] = fields[name].replace(**value) if isinstance(value, dict) else value
     return Method(**_settled(fields, changes))

@@ -177,6 +177,12 @@ def tidy(
                           'accuracy': a} | known(r, k) for r in rows for k, a in r[f'{by}_accuracy'].items()])
 
 # %% ../nbs/48_metrics.ipynb #622b2671
+def _by_part(parts, metrics):
+    "Means, n and the interval of the accuracy for each part of a grouped frame."
+    found = [accuracy_interval(part.accuracy, part.n.iloc[0]) for _, part in parts]
+    return parts[metrics].mean().assign(n=parts.n.first(), **{k: [f[k] for f in found] for k in ('low', 'high')})
+
+# %% ../nbs/48_metrics.ipynb #f8e8afa4
 class GroupFrame:
     "Metrics by group, in the shape of fairlearn's MetricFrame, with n and `accuracy_interval`."
     def __init__(self, rows,
@@ -186,10 +192,7 @@ class GroupFrame:
         lines = tidy(rows, by)
         self.metrics = [m for m in ('accuracy', 'ece') if m in lines]
         self.minimum = min(r.get('minimum', 1) for r in rows) if minimum is None else minimum
-        parts = lines.groupby(['method', by], sort=False)
-        found = [accuracy_interval(part.accuracy, part.n.iloc[0]) for _, part in parts]
-        table = parts[self.metrics].mean().assign(n=parts.n.first(),
-                                                  **{k: [f[k] for f in found] for k in ('low', 'high')})
+        table = _by_part(lines.groupby(['method', by], sort=False), self.metrics)
         overall = pd.DataFrame([{'method': r.get('method', '')} | {m: r.get(m, np.nan) for m in self.metrics}
                                 for r in rows])
         overall = overall.groupby('method', sort=False).mean()

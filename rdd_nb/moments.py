@@ -48,7 +48,7 @@ def loss(self: _FeatureMatcher, net, batch: Batch, risk=None, risk_at=None):
     alone = risk_at == 'distance' and batch.clusters is not None and batch.clusters.answer is not None
     self._enough(batch.clusters.answer if alone else batch.sy, alone)
     step = copy.copy(self)
-    step.spread = feature_spread(net, batch.x)
+    step.spread = batch.once('spread', lambda: feature_spread(net, batch.x))
     if batch.generator is not None: step.key = int(torch.randint(2**62, (1,), generator=batch.generator))
     return Matcher.loss(step, net, batch, risk, risk_at)
 
@@ -143,6 +143,7 @@ def _within(self: KernelMatching, f, q):
     own = torch.where(alone, 0, (q.square() * k.diagonal(0, 1, 2)).sum(1) / rest)
     return (q[:, None] @ k @ q[:, :, None])[:, 0, 0] / rest - own
 
+# %% ../nbs/36_moments.ipynb #1e7efb17
 @patch
 def distance(self: KernelMatching, real, synthetic):
     return self._within(*real) - 2 * self._between(*real, *synthetic) + self._within(*synthetic)

@@ -10,6 +10,7 @@ import ast, difflib, inspect, math, textwrap
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Callable
+from fastcore.basics import patch
 from torch import Tensor
 
 # %% ../nbs/02_parts.ipynb #3542fc67
@@ -70,15 +71,18 @@ class Part:
         return self
 
 # %% ../nbs/02_parts.ipynb #bf814687
-def _repr(self):
+@patch
+def __repr__(self: Part):
     default = {k: p.default for k, p in inspect.signature(type(self)).parameters.items()}
     def differs(k, v): return type(v) is not type(default.get(k)) or v != default.get(k)
     said = ', '.join(f'{k}={v!r}' for k, v in self.settings.items() if k not in self.unsaid and differs(k, v))
     return f'{type(self).__name__}({said})'
 
-Part.__repr__ = _repr
-Part.__eq__ = lambda self, other: isinstance(other, Part) and repr(self) == repr(other)
-Part.__hash__ = lambda self: hash(repr(self))
+@patch
+def __eq__(self: Part, other): return isinstance(other, Part) and repr(self) == repr(other)
+
+@patch
+def __hash__(self: Part): return hash(repr(self))
 
 # %% ../nbs/02_parts.ipynb #5adbf49b
 def _make(cls, name, args=(), settings={}):
@@ -116,7 +120,8 @@ def _value(node, cls, top=False):
         case _: raise SyntaxError
 
 # %% ../nbs/02_parts.ipynb #b67f43a5
-def _read(cls, text):
+@patch(cls_method=True)
+def read(cls: Part, text):
     "The part that `text` describes; a part is returned as it is. Raises `ValueError` in one line; nothing is executed."
     if isinstance(text, cls): return text
     example = f'expected a {cls.kind} or its text, such as {next(iter(cls.known), "name")!r}'
@@ -129,18 +134,15 @@ def _read(cls, text):
         raise ValueError(f'{cls.kind}: cannot read {shown(text)}, {example}') from None
     except ValueError as e: raise ValueError(f'{cls.kind} {shown(text)}: {e}') from None
 
-Part.read = classmethod(_read)
-
 # %% ../nbs/02_parts.ipynb #ef79e26e
-def _replace(self, **changes):
+@patch
+def replace(self: Part, **changes):
     "A part like this one with some settings changed. Raises `ValueError` for a setting that it does not have."
     for name in changes:
         if name not in self.settings:
             has = ', '.join(self.settings) or 'none'
             raise ValueError(f'{name!r} is not a setting of {type(self).__name__}; its settings are: {has}')
     return type(self)(**self.settings | changes)
-
-Part.replace = _replace
 
 # %% ../nbs/02_parts.ipynb #7d9915a0
 @dataclass

@@ -97,10 +97,9 @@ def sheet(
     lines, pixels, (h, w) = _lines(len(images), y, columns), _rgba(images), images.shape[2:]
     size = len(lines) * (h + gap + below) + gap, max(map(len, lines)) * (w + gap) + gap
     out = np.zeros((*size, 4), dtype=np.float32)
-    for r, line in enumerate(lines):
-        for k, i in enumerate(line):
-            top, left = gap + r * (h + gap + below), gap + k * (w + gap)
-            out[top:top + h, left:left + w] = pixels[i]
+    for r, k, i in ((r, k, i) for r, line in enumerate(lines) for k, i in enumerate(line)):
+        top, left = gap + r * (h + gap + below), gap + k * (w + gap)
+        out[top:top + h, left:left + w] = pixels[i]
     return out
 
 # %% ../nbs/54_pictures.ipynb #d9a0469a
@@ -154,8 +153,7 @@ def _draw_grid(images, y, classes, captions, border, border_label, columns, ax):
     picture = sheet(images, y, columns, gap, below)
     ax = axes_of(ax, max(WIDTH * picture.shape[0] / picture.shape[1] + .1, .5))
     ax.imshow(picture, interpolation='none')
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
+    ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
     if y is not None: _class_lines(ax, y, classes, h + gap, gap + h / 2 - .5)
     corners = [(gap + (i % columns) * (w + gap) - .5, gap + (i // columns) * (h + gap + below) - .5) for i in range(m)]
     if border is not None: _bordered(ax, corners, (w, h, gap), border, border_label)
@@ -191,20 +189,22 @@ def weight_vs_mass(
     return _draw_weights(mass, weight, share, share_label, names, label, axes_of(ax, 2.6, 3.6), limits)
 
 # %% ../nbs/54_pictures.ipynb #74648c30
+def _diagonal(ax, end):
+    ax.plot([0, end], [0, end], color=ink(), lw=.8, ls='--', zorder=1)
+    ax.text(end, end, 'weight = mass', ha='right', va='bottom', size=7)
+
+# %% ../nbs/54_pictures.ipynb #ea9ae3d8
 def _draw_weights(mass, weight, share, share_label, names, label, ax, limits):
     colours = dict(c=colour('rdd-target'))
     if share is not None: colours = dict(c=np.asarray(share, dtype=float), cmap='cividis', vmin=0, vmax=1)
     points = ax.scatter(mass, weight, 16, ec=ink(), lw=.4, zorder=2, **colours)
     right, top = limits or (1.1 * mass.max(), 1.1 * weight.max())
-    end = min(right, top)
-    ax.plot([0, end], [0, end], color=ink(), lw=.8, ls='--', zorder=1)
-    ax.text(end, end, 'weight = mass', ha='right', va='bottom', size=7)
+    _diagonal(ax, min(right, top))
     ax.set(xlim=(-.03 * right, right), ylim=(-.03 * top, top), xlabel='mass: share of the class in the cluster',
            ylabel='weight given by the risk')
     most = np.argsort(mass - weight)[:label]
     if names is not None: _label(ax, mass[most], weight[most], [str(names[i]) for i in most])
-    percent_axis(ax)
-    percent_axis(ax, 'y')
+    for which in 'xy': percent_axis(ax, which)
     if share is not None: percent_axis(ax.figure.colorbar(points, ax=ax, label=share_label, aspect=25).ax, 'y')
     return ax
 
@@ -291,7 +291,7 @@ def places(
     both = np.concatenate([_flat(real), _flat(synthetic)])
     if min(both.shape) > 50: both = PCA(50, random_state=seed).fit_transform(both)     # faster, and less noise
     both = both / max(both.std(), 1e-12)
-    tsne = TSNE(perplexity=min(30, (len(both) - 1) / 3), init='pca', max_iter=500, random_state=seed)
+    tsne = TSNE(perplexity=min(30, (len(both) - 1) / 3), init='pca', max_iter=500, angle=.8, random_state=seed)
     at = torch.as_tensor(tsne.fit_transform(both) if len(both) > 3 else both[:, :2])
     return at[:len(real)], at[len(real):]
 

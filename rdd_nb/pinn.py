@@ -132,8 +132,13 @@ class Points:
         return f'Points({len(self)}: {len(self) - labels} collocation, {labels} value; {method})'
     def each(self, f): return dataclasses.replace(self, **{k: f(k) for k in FIELDS})
     def to(self, device): return self.each(lambda k: getattr(self, k).to(device))
-    def __getitem__(self, chosen): return self.each(lambda k: getattr(self, k)[chosen])
-    def __add__(self, other): return self.each(lambda k: torch.cat([getattr(self, k), getattr(other, k)]))
+
+# %% ../nbs/75_pinn.ipynb #36fcac53
+@patch
+def __getitem__(self: Points, chosen): return self.each(lambda k: getattr(self, k)[chosen])
+
+@patch
+def __add__(self: Points, other): return self.each(lambda k: torch.cat([getattr(self, k), getattr(other, k)]))
 
 # %% ../nbs/75_pinn.ipynb #22f3877e
 @patch

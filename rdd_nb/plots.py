@@ -144,11 +144,10 @@ def severity_curves(
     if not methods: raise ValueError('curves: got no accuracies, expected at least one')
     across, legend = 2 if len(curves) <= 4 else 4, .25 + .16 * -(-len(methods) // 3)
     fig, grid = _panels(len(curves), 3 / across ** .8, legend, fig, across, sharex=True, sharey=True)
-    dash = _dashes(methods)
-    for ax, (title, lines) in zip(grid, curves.items()): _severity_panel(ax, title, lines, dash, 5 - across / 2)
+    for ax, (title, lines) in zip(grid, curves.items()):
+        _severity_panel(ax, title, lines, _dashes(methods), 5 - across / 2)
     for ax in grid[-across:]: ax.tick_params(labelbottom=True)     # the lowest of each column
-    fig.supxlabel('severity (0: clean)', size=8)
-    fig.supylabel('accuracy', size=8)
+    fig.supxlabel('severity (0: clean)', size=8); fig.supylabel('accuracy', size=8)
     fig.legend(*grid[0].get_legend_handles_labels(), loc='outside upper center', ncols=3, columnspacing=1.2)
     return grid
 

@@ -14,12 +14,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from scipy.linalg import eigh
 from torch import nn, Tensor
 from tqdm.auto import tqdm
 
 # %% ../nbs/30_priors.ipynb #b709964f
 from .core import generator, seeded
 from .parts import Part, number, shown, whole
+from .rows import column_mean
 
 # %% ../nbs/30_priors.ipynb #4c3815f2
 class Parametrisation:
@@ -40,8 +42,10 @@ class Parametrisation:
         "Numbers that have to be stored: the parameters and everything that decoding needs."
         return sum(p.numel() for p in self.parameters) + self.shared
 
-    def __repr__(self):
-        return f'Parametrisation of {[tuple(p.shape) for p in self.parameters]}, {self.numbers:,} numbers'
+# %% ../nbs/30_priors.ipynb #20deb9f5
+@patch
+def __repr__(self: Parametrisation):
+    return f'Parametrisation of {[tuple(p.shape) for p in self.parameters]}, {self.numbers:,} numbers'
 
 # %% ../nbs/30_priors.ipynb #29862c34
 class Prior(Part, kind='prior'):
@@ -144,18 +148,27 @@ class Quantiles(Prior):
             return (columns.gather(1, rank.T).T + (z - z.detach())).unflatten(1, shape)
         return Parametrisation([z], decode)
 
+# %% ../nbs/30_priors.ipynb #cc666fe5
+def _components(x, r, seed):
+    "The first `r` principal components (r, d) of samples and their mean (d,), as numpy arrays."
+    n, d = len(x), x.shape[1:].numel()
+    if r > min(n, d): raise ValueError(f'rank={r}: {n} samples of {d} numbers have at most {min(n, d)} components')
+    if isinstance(x, Tensor) or 2 * d > n:
+        from sklearn.decomposition import PCA
+        pca = PCA(r, random_state=seed).fit(x[:].detach().flatten(1).cpu().numpy())
+        return pca.components_, pca.mean_
+    mean = column_mean(x.map(lambda part: part.flatten(1).double()))
+    blocks = (block.flatten(1).double() - mean for block in x.split(1024))
+    covariance = sum(c.T @ c for c in blocks).cpu().numpy()
+    return eigh(covariance, subset_by_index=(d - r, d - 1))[1].T[::-1].copy(), mean.cpu().numpy()
+
 # %% ../nbs/30_priors.ipynb #f6502483
 class LowRank(Prior):
     "The mean and the first `rank` principal components of the real samples, stored with the set."
     def __init__(self, rank=16): self.rank = whole('rank', rank)
     def begin(self, images, x, y=None, seed=0, progress=False):
-        from sklearn.decomposition import PCA
-        flat, shape = x[:].detach().flatten(1).cpu().numpy(), images.shape[1:]
-        (n, d), r = flat.shape, self.rank
-        if r > min(n, d): raise ValueError(f'rank={r}: {n} samples of {d} numbers have at most {min(n, d)} components')
-        pca = PCA(r, random_state=seed).fit(flat)
-        basis, mean = (torch.as_tensor(a).to(images) for a in (pca.components_, pca.mean_))
-        def decode(z): return (mean + z @ basis).unflatten(1, shape)
+        basis, mean = (torch.as_tensor(a).to(images) for a in _components(x, self.rank, seed))
+        def decode(z): return (mean + z @ basis).unflatten(1, images.shape[1:])
         return Parametrisation([(images.flatten(1) - mean) @ basis.T], decode, basis.numel() + mean.numel())
 
 # %% ../nbs/30_priors.ipynb #826f416e
@@ -345,6 +358,14 @@ def _fingerprint(net):
     return f'<{type(net).__name__} {h.hexdigest()[:12]}>'
 
 # %% ../nbs/30_priors.ipynb #be60ee6d
+def _check_output(out, again, wanted):
+    got = tuple(out.shape) if torch.is_tensor(out) else type(out).__name__
+    if got != (2, *wanted):
+        raise ValueError(f'decoder: gives {got} for two latents, but the samples have shape {wanted}')
+    if not torch.equal(out, again):
+        raise ValueError('decoder: gives different samples for the same latents; it must not draw random numbers')
+
+# %% ../nbs/30_priors.ipynb #36566b2f
 @patch
 @torch.no_grad()
 def _check_decoder(self: GeneratorLatents, net, rest, images, seed):
@@ -355,11 +376,7 @@ def _check_decoder(self: GeneratorLatents, net, rest, images, seed):
         why = f'{type(e).__name__}: {" ".join(str(e).split())[:100]}'
         raise ValueError(f'decoder: fails on latents of shape {tuple(n.shape)}, is latent={self.latent!r} right? '
                          f'({why})') from None
-    got = tuple(out.shape) if torch.is_tensor(out) else type(out).__name__
-    if got != (2, *wanted):
-        raise ValueError(f'decoder: gives {got} for two latents, but the samples have shape {wanted}')
-    if not torch.equal(out, net(n)):
-        raise ValueError('decoder: gives different samples for the same latents; it must not draw random numbers')
+    _check_output(out, net(n), wanted)
     z = _at(net, self.layer, n)
     if isinstance(rest, _Rest) and not torch.allclose(rest(z), rest(z, dummy=1.)):
         raise ValueError(f'layer={self.layer!r}: something bypasses this layer, its output does not determine the '

@@ -195,7 +195,7 @@ def _two_maps(space, real, synthetic, member, groups, run, text):
     return Chart(draw, f'Two maps in {space}: principal components and t-SNE. {text}', f'In {space}')
 
 # %% ../nbs/64_report_images.ipynb #17878a96
-def map_(c, limit=600):
+def map_(c, limit=400):
     "Real and synthetic samples on two maps."
     data, runs = c.data, {m: r for m, r in first_runs(c).items() if fits(r.synthetic, c.data)}
     if not runs: return

@@ -61,18 +61,20 @@ class EVaR(Risk):
                 ):
         self.tail = number('tail', tail, 0, 1, open_low=True)
 
-    def _weights(self, l, p):
-        if self.tail == 1: return p
-        u, log_p, end = _gap(l), p.log(), math.log(torch.finfo(l.dtype).max) - 1
-        def inside(log_t):
-            tu = log_t.exp() * u
-            q, z = (log_p - tu).softmax(-1), (p * (-tu).expm1()).sum(-1, keepdim=True)
-            log_mean = torch.where(z > -.5, z.log1p(), (log_p - tu).logsumexp(-1, keepdim=True))
-            return -(q * tu).sum(-1, keepdim=True) - log_mean < -math.log(self.tail)
-        log_t = _bisect(torch.full_like(u[..., :1], math.log(1e-8)), torch.full_like(u[..., :1], end), inside, 60)
-        worst = p * (u == 0)
-        mass = worst.sum(-1, keepdim=True)
-        return torch.where(mass >= self.tail, worst / mass, (log_p - log_t.exp() * u).softmax(-1))
+# %% ../nbs/25_risk.ipynb #8718fca4
+@patch
+def _weights(self: EVaR, l, p):
+    if self.tail == 1: return p
+    u, log_p, end = _gap(l), p.log(), math.log(torch.finfo(l.dtype).max) - 1
+    def inside(log_t):
+        tu = log_t.exp() * u
+        q, z = (log_p - tu).softmax(-1), (p * (-tu).expm1()).sum(-1, keepdim=True)
+        log_mean = torch.where(z > -.5, z.log1p(), (log_p - tu).logsumexp(-1, keepdim=True))
+        return -(q * tu).sum(-1, keepdim=True) - log_mean < -math.log(self.tail)
+    log_t = _bisect(torch.full_like(u[..., :1], math.log(1e-8)), torch.full_like(u[..., :1], end), inside, 60)
+    worst = p * (u == 0)
+    mass = worst.sum(-1, keepdim=True)
+    return torch.where(mass >= self.tail, worst / mass, (log_p - log_t.exp() * u).softmax(-1))
 
 # %% ../nbs/25_risk.ipynb #87e0a640
 def _chi_square_cut(gap, p, rho):
@@ -300,6 +302,11 @@ def update(self: GroupDRO, losses, p=None, groups=None):
     self.log_q = torch.where(present, new - new.logsumexp(0) + old.logsumexp(0), log_q)
 
 # %% ../nbs/25_risk.ipynb #d90b50ce
+def _check_rates(rates):
+    if rates and (min(rates) <= 0 or abs(sum(rates) - 1) > 1e-3):
+        raise ValueError(f'rates={shown(rates)}: expected positive numbers that sum to 1')
+
+# %% ../nbs/25_risk.ipynb #518aa907
 class GroupCVaR(Remembering):
     "CVaR over groups with base rates, adjusted losses and moving averages; a batch is averaged in, then weighted."
     state = 'loss', 'mass'
@@ -314,8 +321,7 @@ class GroupCVaR(Remembering):
         self.adjustments = _per_group('adjustments', adjustments, self.n_groups)
         self.rates = _per_group('rates', rates, self.n_groups)
         self.ema = number('ema', ema, 0, 1, open_low=True)
-        if self.rates and (min(self.rates) <= 0 or abs(sum(self.rates) - 1) > 1e-3):
-            raise ValueError(f'rates={shown(self.rates)}: expected positive numbers that sum to 1')
+        _check_rates(self.rates)
         self.reset()
 
     def reset(self): self.loss, self.mass = torch.full((2, self.n_groups), math.nan)

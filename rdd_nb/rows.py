@@ -18,6 +18,7 @@ def _runs(rows):
     ends = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
     return zip(ends[:-1], ends[1:])
 
+# %% ../nbs/04_rows.ipynb #900ab00f
 def _from_file(array, index):
     "The rows `index` of a mapped array that stands for a whole file."
     rows = np.arange(len(array))[index]
@@ -53,12 +54,17 @@ class Rows:
         n = len(source) if index is None else len(index)
         self.dtype, self.shape = one.dtype, torch.Size([n, *one.shape[1:]])
 
-    def _made(self, index):
-        part = _read(self.source, index).to(self.device)
-        return part if self.change is None else self.change(part)
+# %% ../nbs/04_rows.ipynb #d2613e43
+@patch
+def _made(self: Rows, index):
+    part = _read(self.source, index).to(self.device)
+    return part if self.change is None else self.change(part)
 
-    def __len__(self): return self.shape[0]
-    def __repr__(self): return f'Rows({tuple(self.shape)}, {str(self.dtype)[6:]})'
+@patch
+def __len__(self: Rows): return self.shape[0]
+
+@patch
+def __repr__(self: Rows): return f'Rows({tuple(self.shape)}, {str(self.dtype)[6:]})'
 
 # %% ../nbs/04_rows.ipynb #8bebcac5
 @patch
@@ -84,6 +90,7 @@ def pick(self: Rows, index): # Rows
     index = torch.arange(len(self))[torch.as_tensor(index).cpu()]
     return Rows(self.source, self.change, index if self.index is None else self.index.cpu()[index], self.device)
 
+# %% ../nbs/04_rows.ipynb #26738240
 @patch
 def to(self: Rows, device): # Rows
     "The same rows for another device; a tensor that is their source goes there, a mapped array stays."

@@ -334,6 +334,11 @@ def _run_notes(c, reports):
     told = {f'runs/{r.path.name}/error.txt' for r in c.runs if r.notes}
     for f in (f for r in reports for f in r['failed'] if f['file'] not in told):
         yield f'{f["method"]} seed {f["seed"]}: failed ({f["error"]}).'
+    yield from _unmet(c)
+
+# %% ../nbs/61_runs.ipynb #257c4d5f
+def _unmet(c):
+    "Runs without a row, and rows without a run."
     evaluated, have = {(r['method'], r['seed']) for r in c.rows}, {(r.method, r.seed) for r in c.runs}
     for run in c.runs:
         if run.synthetic is not None and (run.method, run.seed) not in evaluated:

@@ -7,7 +7,6 @@ __all__ = ['ENTRIES', 'SOURCES', 'TASKS', 'TABLES', 'from_torch', 'from_folder',
 
 # %% ../nbs/07_sources.ipynb #ab879cf3
 import gzip, hashlib, lzma, math, operator, os, zipfile, zlib
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 import numpy as np
@@ -18,7 +17,9 @@ from torch.utils.data import IterableDataset
 from torchvision import datasets as tv_datasets
 from torchvision.transforms import functional as tvf
 from tqdm import tqdm
-from .core import generator
+
+# %% ../nbs/07_sources.ipynb #cfcb71cb
+from .core import enough_memory, generator
 from .data import GroupedDataset, Splits, from_arrays, split, stratified
 from .parts import shown, whole
 from .shifts import as_shift
@@ -343,15 +344,6 @@ def _read(name, root, download, size, train, val, test):
         elif asked[part] is not None: parts[part] = asked[part]
     return parts['train'], parts['val'] if val is None else val, parts['test']
 
-# %% ../nbs/07_sources.ipynb #6bc53070
-@contextmanager
-def _enough_memory():
-    "Memory that runs out becomes one line that names the settings."
-    try: yield
-    except (MemoryError, RuntimeError) as e:
-        if isinstance(e, RuntimeError) and 'alloc' not in str(e): raise
-        raise ValueError('not enough memory: use fewer images (limit=) or smaller ones (size=)') from None
-
 # %% ../nbs/07_sources.ipynb #48d059fe
 def _is_table(source, columns):
     "Whether a table is asked for. Raises `ValueError` for options that do not go with the kind of data."
@@ -380,7 +372,7 @@ def _from_images(asked, *how):
     return splits
 
 # %% ../nbs/07_sources.ipynb #cad8787d
-@_enough_memory()
+@enough_memory('fewer images (limit=) or smaller ones (size=)')
 def load_data(
     name='digits',   # 'digits', a name in `SOURCES` or `TASKS`, a folder, an .npz file, or a table
     shift=None,      # see `as_shift`; 'none' for none; None: that of the task, the minority for digits, none otherwise

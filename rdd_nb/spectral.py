@@ -31,10 +31,13 @@ class _Fourier:
     def diagonal(self, order):
         "Eigenvalues of the derivative, and the maps to and from its eigenvectors."
         return self.ik**order, lambda u: torch.fft.fft(u, dim=1), lambda y: torch.fft.ifft(y, dim=1)
-    def at(self, x):
-        "Matrix from values on the grid to values at x."
-        waves = torch.exp(self.ik * (x[:, None] - self.low))
-        return torch.fft.fft(waves, dim=1).real / len(self.x)
+
+# %% ../nbs/08_spectral.ipynb #e9a5793e
+@patch
+def at(self: _Fourier, x):
+    "Matrix from values on the grid to values at x."
+    waves = torch.exp(self.ik * (x[:, None] - self.low))
+    return torch.fft.fft(waves, dim=1).real / len(self.x)
 
 # %% ../nbs/08_spectral.ipynb #1a78e920
 def _apply(matrix, u): return torch.einsum('ij,mjf->mif', matrix, u)
@@ -99,11 +102,14 @@ class _Rates:
                              'between two walls, or walls=None (periodic)')
         x = basis.x[basis.inner].repeat(len(c))
         self.q, self.each = torch.stack([x, torch.zeros_like(x)], 1), c.repeat_interleave(self.rows, 0)
-    def residual(self, t, **values):
-        "The residual where derivatives have the given values, all others 0."
-        d = dict.fromkeys(self.pde.reads, self.q.new_zeros(len(self.q))) | values
-        self.q[:, 1] = t
-        return columns(self.pde.residual(SimpleNamespace(**d), self.q, self.each))
+
+# %% ../nbs/08_spectral.ipynb #76241443
+@patch
+def residual(self: _Rates, t, **values):
+    "The residual where derivatives have the given values, all others 0."
+    d = dict.fromkeys(self.pde.reads, self.q.new_zeros(len(self.q))) | values
+    self.q[:, 1] = t
+    return columns(self.pde.residual(SimpleNamespace(**d), self.q, self.each))
 
 # %% ../nbs/08_spectral.ipynb #a890fe85
 @patch
@@ -205,10 +211,8 @@ def resolved(
     "The solution on the first grid that agrees with one of half its size. Raises `ValueError` if none does."
     coarse = f(n)
     while n < most:
-        n *= 2
-        fine = f(n)
-        gap = relative(coarse, fine).nan_to_num(math.inf).max().item()
-        if gap <= tol: return fine
+        fine = f(n := 2 * n)
+        if (gap := relative(coarse, fine).nan_to_num(math.inf).max().item()) <= tol: return fine
         coarse = fine
     raise ValueError(f'{pde.name}: the reference is not resolved: grids of {n // 2} and {n} points differ by '
                      f'{gap:.1%}, expected at most {tol:.1%}; more diffusion, less time or an own `reference` may help')

@@ -45,13 +45,15 @@ class _Model(torch.nn.Module):
         y = z[:, self.d:]
         return torch.cat([f, y] + ([(f[:, :, None] * y[:, None]).flatten(1)] if self.products else []), 1)
 
-    def forward(self, z):
-        f = self.learner.features(z[:, :self.d])
-        if self.norm is not None: self.norm(f)  # whose statistics are read by batch-norm alignment
-        s = self.head(f)
-        if self.d is None: return torch.cat([torch.zeros_like(s), s], 1) if s.shape[1] == 1 else s
-        loss = 1 + self.learner.criterion(s, z[:, self.d:])
-        return torch.stack([torch.zeros_like(loss), loss + torch.log(-torch.expm1(-loss))], 1)
+# %% ../nbs/60_surrogates.ipynb #5e8763bf
+@patch
+def forward(self: _Model, z):
+    f = self.learner.features(z[:, :self.d])
+    if self.norm is not None: self.norm(f)  # whose statistics are read by batch-norm alignment
+    s = self.head(f)
+    if self.d is None: return torch.cat([torch.zeros_like(s), s], 1) if s.shape[1] == 1 else s
+    loss = 1 + self.learner.criterion(s, z[:, self.d:])
+    return torch.stack([torch.zeros_like(loss), loss + torch.log(-torch.expm1(-loss))], 1)
 
 # %% ../nbs/60_surrogates.ipynb #fe0ce321
 class NotApplicable(ValueError): "A surrogate that a task does not admit."
@@ -73,10 +75,13 @@ class Surrogate:
     def __repr__(self): return type(self).__name__
     def prepare(self, learner, part): return part  # -> what `distance` needs of real samples
     def distance(self, learner, real, small): raise NotImplementedError  # -> scalar
-    def value(self, small):
-        "The risk over environments of the distances, averaged over the learners."
-        found = [[self.distance(l, r, small) for r in real] for l, real in zip(self.task.learners, self.real)]
-        return sum(self.task._risk(torch.stack(d)) for d in found) / len(found)
+
+# %% ../nbs/60_surrogates.ipynb #9253593a
+@patch
+def value(self: Surrogate, small):
+    "The risk over environments of the distances, averaged over the learners."
+    found = [[self.distance(l, r, small) for r in real] for l, real in zip(self.task.learners, self.real)]
+    return sum(self.task._risk(torch.stack(d)) for d in found) / len(found)
 
 # %% ../nbs/60_surrogates.ipynb #a2b8dfc2
 @patch
@@ -118,8 +123,7 @@ def setup(self: Shipped):
     train, risk = self.task.train, self.task.risk
     self.d = None if self.task.has_classes else train.x.shape[1]
     x, y, soft = self._side(train.x, train.y)
-    y, order = y.sort(stable=True)
-    self.n_classes = soft.shape[1] if self.d is None else 1
+    (y, order), self.n_classes = y.sort(stable=True), soft.shape[1] if self.d is None else 1
     p = None if train.weights is None else train.weights[order].to(x)
     self.real, self.clusters, self.how = (x[order], y, p), None, (None, None)
     if self.env is not None:

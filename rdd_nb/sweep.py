@@ -9,6 +9,7 @@ __all__ = ['KEYS', 'DATA', 'Plan', 'flat', 'settle', 'read_grid', 'plan', 'sweep
 import dataclasses, itertools, tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from fastcore.basics import patch
 from .compare import FULL, check_all, claim, digits_of, gather, record, run_all, slug
 from .core import atomic_write, pick_device, versions, write_json
 from .sources import load_data
@@ -39,8 +40,9 @@ class Plan:
         head = f'{len(self.runs)} runs: {len(names)} methods x {seeds} seed{"s" * (seeds != 1)}'
         return '\n'.join([head, *(f'  {n}' for n in names), *(f'left out: {l}' for l in self.left_out)])
 
-    @property
-    def methods(self): return {r['name']: r['method'] for r in self.runs}
+# %% ../nbs/63_sweep.ipynb #5523236e
+@patch(as_prop=True)
+def methods(self: Plan): return {r['name']: r['method'] for r in self.runs}
 
 # %% ../nbs/63_sweep.ipynb #e263da87
 def _table(table, names, where):
@@ -180,21 +182,22 @@ def sweep(
     splits=None,              # the data, if you have them; None: loaded as the plan says
     source: dict | None = None, # how they were loaded, for the record
     trust: bool = False, # load decoders that are programs, which may run anything
+    metrics: dict | None = None, # your own: name -> f(y, prediction, group), a number
     command: str | None = None, # the command that does it again, for the record
 ) -> dict: # what is written to `<out>/report.json`
     "Run everything in a plan and write the report. Raises `ValueError` before anything is written."
     todo = todo if isinstance(todo, Plan) else read_grid(todo)
     if splits is None: splits = load_data(**dict(name='digits') | todo.data)
-    source = source or splits.source
-    return _sweep(todo, out, pick_device(device), jobs, resume, progress, splits, source, trust, command)
+    shared = dict(source=source or splits.source, trust=trust, metrics=metrics)
+    return _sweep(todo, out, pick_device(device), jobs, resume, progress, splits, command, **shared)
 
 # %% ../nbs/63_sweep.ipynb #0121c880
-def _sweep(todo, out, device, jobs, resume, progress, splits, source, trust, command):
-    config = check_plan(todo, splits, source, device, jobs)
+def _sweep(todo, out, device, jobs, resume, progress, splits, command, **shared):
+    config = check_plan(todo, splits, shared['source'], device, jobs)
     claim(out, config, resume, ('data', 'train_hash'))
     _write_plan(todo, out := Path(out))
     runs = [{k: v for k, v in r.items() if k != 'folder'} | dict(out=out/'runs'/r['folder']) for r in todo.runs]
-    shared = dict(training=todo.training, networks=todo.networks, on=todo.on, source=source, trust=trust)
+    shared |= dict(training=todo.training, networks=todo.networks, on=todo.on)
     rows, failed = run_all(splits, runs, device, jobs, progress, **shared)
     report = gather(out, config | dict(left_out=todo.left_out, versions=versions(), command=command), rows, failed)
     write_report(out, data=splits.train)

@@ -125,13 +125,12 @@ def load(path) -> SyntheticDataset:
         raise ValueError(f'{name}: a safetensors file, but not one of rdd_nb, or an altered one (it holds {held})')
     if about.get('format') != FORMAT:
         raise ValueError(f'{name}: written in format {printable(about.get("format"), 20)}, expected format {FORMAT}')
-    known = about.get('classes'), about.get('provenance')
-    if [type(v) for v in known] != [list, dict]:
+    known = {k: about.get(k) for k in ('classes', 'provenance')}
+    if [type(v) for v in known.values()] != [list, dict]:
         raise ValueError(f'{name}: its description lacks the classes or the provenance')
     try:
         table = read_codec(about['table']) if 'table' in about else None
-        given = {k: tensors.get(k) for k in _TENSORS}
-        return SyntheticDataset(**given, classes=known[0], provenance=known[1], table=table)
+        return SyntheticDataset(**{k: tensors.get(k) for k in _TENSORS}, **known, table=table)
     except ValueError as e: raise ValueError(f'{name}: {e}') from None
 
 # %% ../nbs/40_synthetic.ipynb #d1dc26cd

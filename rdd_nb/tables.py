@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ID', 'POSTAL', 'AFTER', 'HOSPITALS', 'check_table', 'as_tables', 'read_table', 'Column', 'kind_of', 'column_of',
-           'doubt', 'same_name', 'Schema', 'target_of', 'read_order', 'read_schema', 'ask', 'TableCodec',
+           'same_name', 'ask', 'doubt', 'Schema', 'target_of', 'read_order', 'read_schema', 'TableCodec',
            'three_hospitals', 'columns_of']
 
 # %% ../nbs/08_tables.ipynb #7ed7c7d8
@@ -55,9 +55,14 @@ def _split(text):
         raise ValueError('not a table: the first line has fewer than two names between commas, semicolons or tabs')
     return head, rows, sep
 
+# %% ../nbs/08_tables.ipynb #758e635f
 def _coded(column):
     "Whether numbers are written with leading zeros, as codes are."
     return any(len(x) > 1 and x[0] == '0' and x.isdigit() for x in column)
+
+def _decimals(x):
+    "Decimals that suffice to write the numbers, at most 8."
+    return next((k for k in range(8) if np.allclose(np.round(x, k), x, rtol=1e-9, atol=1e-12)), 8)
 
 # %% ../nbs/08_tables.ipynb #048243c4
 def check_table(
@@ -75,12 +80,12 @@ def check_table(
                              'at its end)')
     return t
 
+# %% ../nbs/08_tables.ipynb #db57c60c
 def _is_number(text):
     "Whether a text reads as a number."
     try: return bool(float(text)) or True
     except (TypeError, ValueError): return False
 
-# %% ../nbs/08_tables.ipynb #faeeb715
 def as_tables(tables) -> dict: # name -> DataFrame
     "Tables by name, each checked on its own. Raises `ValueError` for what cannot be a table with named columns."
     if isinstance(tables, pd.DataFrame) or not hasattr(tables, '__iter__') or isinstance(tables, str):
@@ -147,6 +152,7 @@ def numbers(self: Column, values) -> np.ndarray:
     if is_numeric_dtype(v) or v.isna().all(): return v.astype(float).to_numpy()
     raise ValueError(f'column {self.name!r}: got text such as {_odd(v.dropna())!r}, expected numbers')
 
+# %% ../nbs/08_tables.ipynb #f7f63b50
 @patch
 def typed(self: Column, x) -> pd.Series:
     "Numbers as values of the column, rounded and inside the observed range."
@@ -176,11 +182,6 @@ def kind_of(v) -> str: # 'truth values', 'numbers', 'dates' or 'text'
 def _odd(v):
     "A text in a column that does not read as a number, where there is one."
     return next((x for x in v if not _is_number(x)), v.iloc[0])
-
-# %% ../nbs/08_tables.ipynb #b9d8ac13
-def _decimals(x):
-    "Decimals that suffice to write the numbers, at most 8."
-    return next((k for k in range(8) if np.allclose(np.round(x, k), x, rtol=1e-9, atol=1e-12)), 8)
 
 # %% ../nbs/08_tables.ipynb #22b60884
 def _order(v, kind, natural, where):
@@ -252,6 +253,14 @@ def _is_identifier(name, x):
     return different == 1 and (len(x) ** 2 >= 6 * np.ptp(x)
                                or (np.diff(x) > 0).all()) or bool(ID.search(name)) and different > .5
 
+def same_name(name) -> str:
+    "A name without capitals, spaces and punctuation: equal for names that probably mean the same column."
+    return re.sub(r'[\W_]+', '', name).casefold() or name
+
+def ask(where, text, name) -> str:
+    "A question about a column or a table, with the options that answer it."
+    return f'{where}: {text}; --drop {name!r} leaves it out, --accept {name!r} takes it as it is'
+
 # %% ../nbs/08_tables.ipynb #7a2bde06
 def doubt(
     name,
@@ -259,8 +268,8 @@ def doubt(
 ) -> str:   # '' where there is nothing to ask
     "What should be asked about a column before a model learns from it."
     v = values.dropna().infer_objects()
-    x, kind = v.astype(float).to_numpy(
-        ) if len(v) and kind_of(v) == 'numbers' else np.zeros(0), kind_of(v) if len(v) else ''
+    kind = kind_of(v) if len(v) else ''
+    x = v.astype(float).to_numpy() if kind == 'numbers' else np.zeros(0)
     if (code := _code(x)) is not None:
         rest = x[x != code]
         share = f'{code:g} in {(x == code).sum()} of {len(x)} rows'
@@ -272,11 +281,6 @@ def doubt(
     if AFTER.search(name) and kind == 'numbers':
         return 'the time to the event or the follow-up? It is known only after the outcome'
     return ''
-
-# %% ../nbs/08_tables.ipynb #f209bb0b
-def same_name(name) -> str:
-    "A name without capitals, spaces and punctuation: equal for names that probably mean the same column."
-    return re.sub(r'[\W_]+', '', name).casefold() or name
 
 # %% ../nbs/08_tables.ipynb #fce78fce
 @dataclass
@@ -300,8 +304,7 @@ def target_of(
 ) -> Column:
     "The column to predict: classes, or a number where there are more than ten different numbers."
     v = values.dropna().infer_objects()
-    if kind_of(v) == 'numbers' and v.nunique() > 10: c = column_of(name, v, 'number', where)
-    else: c = column_of(name, v, 'category', where)
+    c = column_of(name, v, 'number' if kind_of(v) == 'numbers' and v.nunique() > 10 else 'category', where)
     if positive is None: return c
     if not (last := [l for l in c.levels or () if str(l) == str(positive)]):
         raise ValueError(f'{where}column {name!r}: has no class {positive!r}; it has '
@@ -310,6 +313,12 @@ def target_of(
     return c
 
 # %% ../nbs/08_tables.ipynb #28f8f466
+def _check_order(text, a, b, numbers, tables):
+    for name, t in tables.items():
+        left, right = (t[c] if c in t else pd.Series(np.nan if c in numbers else float(c), t.index) for c in (a, b))
+        if n := (left > right).sum(): raise ValueError(f'order {text!r}: table {name!r} breaks it in {n} rows')
+
+# %% ../nbs/08_tables.ipynb #cfa84129
 def read_order(
     texts,   # such as 'direct <= total' or 'dose >= 0'
     columns, # name -> Column; bounds are put into it
@@ -324,10 +333,7 @@ def read_order(
         if not sign or not numbers or not all(c in numbers or _is_number(c) for c in (a, b)):
             raise ValueError(f'order {text!r}: expected COLUMN <= COLUMN, COLUMN <= NUMBER or with >=, with number '
                              'columns')
-        for name, t in tables.items():
-            left, right = (t[c] if c in t else pd.Series(np.nan if c in numbers else float(c), t.index) for c in (a, b))
-            if (broken := (left > right).sum()):
-                raise ValueError(f'order {text!r}: table {name!r} breaks it in {broken} rows')
+        _check_order(text, a, b, numbers, tables)
         found += [(a, b)] if len(numbers) == 2 else []
     return tuple(found)
 
@@ -347,15 +353,9 @@ def read_schema(
         raise ValueError(f'kinds, accept: there is no column {unknown[0]!r}')
     for c in table:
         if c not in {target, *accept} and (text := doubt(c, table[c])): raise ValueError(ask(f'column {c!r}', text, c))
-    columns = {c: column_of(c, table[c], kinds.get(c)) for c in table if c != target}
-    columns = {c: v for c, v in columns.items() if v.kind != 'missing'}
+    columns = {c: v for c in table if c != target and (v := column_of(c, table[c], kinds.get(c))).kind != 'missing'}
     if not columns: raise ValueError(f'table: has no column beside the target {target!r}')
     return Schema(target_of(target, table[target], positive), columns, read_order(order, columns, {'': table}))
-
-# %% ../nbs/08_tables.ipynb #bf44d094
-def ask(where, text, name) -> str:
-    "A question about a column or a table, with the options that answer it."
-    return f'{where}: {text}; --drop {name!r} leaves it out, --accept {name!r} takes it as it is'
 
 # %% ../nbs/08_tables.ipynb #7a757c54
 class TableCodec(TransformerMixin, BaseEstimator):
@@ -409,12 +409,12 @@ def blocks(self: TableCodec, z) -> list:
     at = np.cumsum([0, *self.widths_])[len(self.numbers_):]
     return [z[:, a:b] for a, b in zip(at, at[1:])]
 
+# %% ../nbs/08_tables.ipynb #40710779
 @patch
 def limits(self: TableCodec) -> tuple:
     "Lowest and highest values of the numbers, standardised."
     return tuple((np.array([getattr(c, k) for c in self.numbers_]) - self.mean_) / self.scale_ for k in ('low', 'high'))
 
-# %% ../nbs/08_tables.ipynb #ab2b1766
 @patch
 def get_feature_names_out(self: TableCodec, input_features=None):
     codes = [f'{c.name}={l}' for c in self.codes_ for l in (c.levels[1:] if len(c.levels) == 2 else c.levels)]
@@ -434,6 +434,7 @@ def _numbers_at(self: TableCodec, z):
         x[broken, a], x[broken, b] = np.floor(middle * grid[a]) / grid[a], np.ceil(middle * grid[b]) / grid[b]
     return x
 
+# %% ../nbs/08_tables.ipynb #e24cd5ed
 @patch
 def _holes(self: TableCodec, z):
     "(n, columns) bool: the marked holes of encoded rows."
@@ -441,7 +442,6 @@ def _holes(self: TableCodec, z):
     holes[:, self.flagged_] = z[:, z.shape[1] - len(self.flagged_):] > .5
     return holes
 
-# %% ../nbs/08_tables.ipynb #982e6150
 @patch
 def snap(self: TableCodec, z) -> np.ndarray:
     "The nearest encoded rows that a table can hold."

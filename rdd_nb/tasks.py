@@ -346,17 +346,24 @@ TASKS = {'regression': regression, 'regression, worst group': partial(regression
          'quantiles': quantiles, 'density': density, 'effect': effect}
 
 # %% ../nbs/60_tasks.ipynb #438d22d0
+def _parametric(task):
+    if not all(l.parametric for l in task.learners):
+        raise ValueError(f'learners: {task.learners} have no parameters of their own, expected parametric ones')
+
+def _cosine_adam(parameters, lr, steps):
+    optimiser = torch.optim.Adam(parameters, lr=lr)
+    return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
+
+# %% ../nbs/60_tasks.ipynb #68ebbd27
 def optimum(
     task,
     steps=1500,
     lr=.05,  # of Adam, decaying to 0
 ) -> list: # of theta, one per learner
     "The models with the least objective: a bound for every set."
-    if not all(l.parametric for l in task.learners):
-        raise ValueError(f'learners: {task.learners} have no parameters of their own, expected parametric ones')
+    _parametric(task)
     thetas = [t.detach().clone().requires_grad_(True) for t in task.fit(task.train.as_set())]
-    optimiser = torch.optim.Adam(thetas, lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimiser, schedule = _cosine_adam(thetas, lr, steps)
     best = float('inf'), None
     for _ in range(steps):
         value = task._risk(task.values(thetas, task.train))
@@ -375,8 +382,7 @@ def descend(
     "Minimise a function of a synthetic set."
     x = start.x.detach().clone().requires_grad_(True)
     small = SmallSet(x, start.y.detach().clone().requires_grad_(task.free_y), start.weights)
-    optimiser = torch.optim.Adam(small[:2] if task.free_y else [x], lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
+    optimiser, schedule = _cosine_adam(small[:2] if task.free_y else [x], lr, steps)
     for step in range(steps):
         optimiser.zero_grad()
         (value.turn(small, step) if hasattr(value, 'turn') else value(small)).backward()

@@ -140,6 +140,18 @@ def loss(self: BatchNormAlignment, net, batch, risk=None, risk_at=None):
         D = alignment(target, synthetic(within_clusters(ids, 1), ids, 1), kept).sum()
     return F.cross_entropy(scores[0], b.targets) + self.weight * D, q
 
+# %% ../nbs/39_teacher.ipynb #6d635df4
+def _boxes(n, g, least): # side (n,) as a share of the image's, shift (n, 2)
+    side = least + (1 - least) * torch.rand(n, generator=g)
+    return side, (2 * torch.rand(n, 2, generator=g) - 1) * (1 - side)[:, None]
+
+def _cut(x, side, shift):
+    theta = torch.zeros(len(x), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    theta[:, :, 2] = shift
+    grid = F.affine_grid(theta.to(x), x.shape, align_corners=False)
+    return F.grid_sample(x, grid, padding_mode='border', align_corners=False)
+
 # %% ../nbs/39_teacher.ipynb #3e4415a7
 def random_crops(
     x: Tensor,                   # (n, C, H, W)
@@ -147,13 +159,7 @@ def random_crops(
     least: float = .5,           # smallest side of a crop, as a share of the image's
 ) -> Tensor: # (n, C, H, W), the crop of each image at full size
     "One square crop of each image at a random place."
-    side = least + (1 - least) * torch.rand(len(x), generator=g)
-    shift = (2 * torch.rand(len(x), 2, generator=g) - 1) * (1 - side)[:, None]
-    theta = torch.zeros(len(x), 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = side
-    theta[:, :, 2] = shift
-    grid = F.affine_grid(theta.to(x), x.shape, align_corners=False)
-    return F.grid_sample(x, grid, padding_mode='border', align_corners=False)
+    return _cut(x, *_boxes(len(x), g, least))
 
 # %% ../nbs/39_teacher.ipynb #826e8d13
 def _dealt(order, clusters, count):
@@ -163,18 +169,18 @@ def _dealt(order, clusters, count):
     return torch.cat(piles)[turns.argsort(stable=True)[:count]]
 
 # %% ../nbs/39_teacher.ipynb #e6249e99
-def _best_crops(net, x, y, crops, g, least):
-    "Of each sample the crop that `net` recognises best: its cross-entropy (n,), and the crop at full size."
-    best, patch, mode = torch.full((len(x),), math.inf, device=x.device), x.clone(), net.training
+def _crop_losses(net, x, y, boxes) -> Tensor: # (crops, n)
+    "Cross-entropy of each crop of each sample, one block of samples after the other where they are `Rows`."
+    size, losses, mode = len(x) if isinstance(x, Tensor) else 1024, [], net.training
     net.eval()
     try:
-        for _ in range(crops):
-            tried = random_crops(x, g, least)
-            with torch.no_grad(): loss = F.cross_entropy(in_chunks(net, tried), y, reduction='none')
-            better = loss < best
-            best, patch = torch.where(better, loss, best), torch.where(better[:, None, None, None], tried, patch)
+        for i, part in zip(range(0, len(x), size), x.split(size)):
+            tried = (_cut(part, *(t[i:i + size] for t in box)) for box in boxes)
+            with torch.no_grad():
+                losses.append(torch.stack([F.cross_entropy(in_chunks(net, t), y[i:i + size], reduction='none')
+                                           for t in tried]))
     finally: net.train(mode)
-    return best, patch
+    return torch.cat(losses, 1)
 
 # %% ../nbs/39_teacher.ipynb #ad8a7039
 def _slots(best, y, ids, need, n_classes):
@@ -187,17 +193,24 @@ def _slots(best, y, ids, need, n_classes):
         rows.append(_dealt(own[best[own].argsort(stable=True)].cpu(), ids.cpu(), need))
     return torch.cat(rows)
 
-def _packed(patches, rows):
-    "Images from the patches (n, C, H, W) in `rows` (m, factor, factor), made smaller."
-    m, factor, _ = rows.shape
+# %% ../nbs/39_teacher.ipynb #775e73e7
+def _packed(patches, factor):
+    "Images (m, C, H, W) from `factor` times `factor` patches each, (m * factor**2, C, H, W), made smaller."
     c, h, w = patches.shape[1:]
     small = F.interpolate(patches, size=(h // factor, w // factor), mode='bilinear', antialias=True)
-    return small[rows.to(small.device)].permute(0, 3, 1, 4, 2, 5).reshape(m, c, h, w)
+    return small.unflatten(0, (-1, factor, factor)).permute(0, 3, 1, 4, 2, 5).reshape(-1, c, h, w)
+
+# %% ../nbs/39_teacher.ipynb #b0c5ed39
+def _best_boxes(net, x, y, crops, g, least):
+    "The least loss of each sample over random crops of it, and a function from rows to the boxes of those crops."
+    boxes = [_boxes(len(x), g, least) for _ in range(crops)]
+    best, which = _crop_losses(net, x, y, boxes).cpu().min(0)
+    return best.to(y.device), lambda rows: [torch.stack(t)[which[rows], rows] for t in zip(*boxes)]
 
 # %% ../nbs/39_teacher.ipynb #ee5370a0
 def select_patches(
     net,                 # the teacher
-    x: Tensor,           # (n, C, H, W) real samples
+    x,                   # (n, C, H, W) real samples, a tensor or `Rows`
     y: Tensor,           # (n,)
     ipc: int,            # images per class
     factor: int = 2,     # patches along a side of an image
@@ -211,10 +224,11 @@ def select_patches(
     h, w, n_classes = *x.shape[2:], n_classes or int(y.max()) + 1
     if factor < 1 or h % factor or w % factor:
         raise ValueError(f'factor={factor!r}: cannot divide an image of {h}x{w} pixels into so many patches a side')
-    best, patches = _best_crops(net, x[:], y, crops, generator(seed, 'patches'), least)
+    best, boxes = _best_boxes(net, x, y, crops, generator(seed, 'patches'), least)
     ids = torch.zeros_like(y) if clusters is None else torch.as_tensor(clusters, device=y.device)
-    rows = _slots(best, y, ids, ipc * factor**2, n_classes).view(-1, factor, factor)
-    return _packed(patches, rows), torch.arange(n_classes, device=x.device).repeat_interleave(ipc), rows.flatten(1)
+    rows = _slots(best, y, ids, ipc * factor**2, n_classes)
+    labels = torch.arange(n_classes, device=x.device).repeat_interleave(ipc)
+    return _packed(_cut(x[rows.to(x.device)], *boxes(rows)), factor), labels, rows.view(-1, factor**2)
 
 # %% ../nbs/39_teacher.ipynb #62b0b0da
 class PatchSelection(Selection, names=('patches',)):

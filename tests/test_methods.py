@@ -11,6 +11,7 @@ import torch
 from rdd_nb.compare import FULL
 from rdd_nb.data import from_arrays
 from rdd_nb.distill import Distiller, distill
+from rdd_nb.matching import Batch
 from rdd_nb.methods import CARDS, METHODS, Method, Network, as_method, idle, name_method
 
 
@@ -251,3 +252,41 @@ def test_bfloat16_on_the_real_side_changes_little(method):
     for other in 'trajectory', 'unrolled', 'batch-norm':
         with pytest.raises(ValueError, match='precision.*no effect'):
             as_method(other, network=dict(precision='bfloat16'))
+
+
+ONCE = dict(steps=6, network=dict(width=4, life=4, once=True), device='cpu', progress=False)
+
+
+@pytest.mark.parametrize('method, changes', [
+    ('rdd-distance', {}), ('cobra', dict(augment='crop')), ('density', {}), ('characteristic', {}), ('mmd', {}),
+    ('gradient', dict(network='convnet(width=4, life=4, once=True)'))])
+def test_real_statistics_that_serve_a_network_are_those_it_would_compute_again(method, changes, monkeypatch):
+    calls, whole = [], distill(TOY, method, 2, **ONCE | changes)
+    def again(self, name, make):
+        calls.append(name)
+        return make()
+    monkeypatch.setattr(Batch, 'once', again)
+    assert torch.equal(distill(TOY, method, 2, **ONCE | changes).x, whole.x) and calls.count('real') == 6
+    monkeypatch.undo()
+    steps, plan = 6, as_method(method, **{k: v for k, v in (ONCE | changes).items() if k in ('network', 'augment')})
+    real, statistic = [], type(plan.objective).statistic
+    def counted(self, net, x, *rest):
+        real.append(not x.requires_grad)
+        return statistic(self, net, x, *rest)
+    monkeypatch.setattr(type(plan.objective), 'statistic', counted)
+    run = Distiller(TOY, as_method(plan, steps=steps), 2, 0, 'cpu')
+    for _ in range(3): run.step()
+    resumed = Distiller(TOY, run.method, 2, 0, 'cpu')
+    resumed.load_state_dict(run.state_dict())                  # in the middle of a network's life
+    for _ in range(3): resumed.step()
+    assert torch.equal(resumed.images, whole.x) and sum(real) == 3 and len(real) == 9
+
+
+@pytest.mark.parametrize('method, changes, why', [
+    ('rdd-distance', dict(network=dict(once=True)), 'with life=1 a network serves one update'),
+    ('gradient', dict(network=dict(once=True)), 'with steps=2 a network changes'),
+    ('rdd-distance', dict(clustering='nearest', network=dict(life=2, once=True)), 'clusters follow the synthetic'),
+    ('kernel', dict(network=dict(once=True)), 'does not match statistics of real samples'),
+    ('rdd-distance', dict(network=dict(life=2, once=2)), 'once=2')])
+def test_real_statistics_that_cannot_serve_a_network_are_refused(method, changes, why):
+    with pytest.raises(ValueError, match=why): as_method(method, **changes)

@@ -114,7 +114,7 @@ def kind(page):
     "The part of the site that a page belongs to."
     if 'solutions' in page.parts: return 'Solutions'
     if page.parts[0] != page.name: return page.parts[0].replace('tutorials', 'lessons').capitalize()
-    return {'index': 'Start', 'glossary': 'Start', 'references': 'Start'}.get(page.stem, 'Modules')
+    return dict.fromkeys(('index', 'reproduction', 'glossary', 'references'), 'Start').get(page.stem, 'Modules')
 
 
 def navigation(titles, page):
@@ -173,7 +173,7 @@ def make_pages(some, out):
     nbdev.doclinks._build_modidx()
     fronts = {p.relative_to(cfg.nbs_path): front_matter(p) for p in sorted(nbglob(cfg.nbs_path, as_path=True))}
     pages = {path: page_name(path, front) for path, front in fronts.items()}
-    first = ['references.ipynb', 'glossary.ipynb', cfg.readme_nb]
+    first = ['references.ipynb', 'glossary.ipynb', 'reproduction.ipynb', cfg.readme_nb]
     order = sorted(pages, key=lambda p: (-first.index(p.name) - 1 if p.name in first else 0, len(p.parts) != 2,
                                          len(p.parts), p))
     titles = {pages[p]: fronts[p].get('title', p.stem) for p in order}
