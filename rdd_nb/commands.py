@@ -135,36 +135,13 @@ def _with_parts(parts, method, **kwargs):
 def _text_of(path, otherwise): return path.read_text() if path.exists() else otherwise
 
 # %% ../nbs/78_commands.ipynb #75a5941b
-<<<<<<< /tmp/tmpzfvunlj4
 def _say_made(s, out):
     p, what = s.provenance, 'images' if s.x.dim() == 4 else 'rows'
     print(f'{len(s)} synthetic {what} in {out}/synthetic.{"safetensors" if s.table is None else "csv"} '
           f'({p["steps"]} steps, {p["seconds"]:.0f} s); next: rdd-nb evaluate {out}')
-=======
-def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run, max_memory):
-    from rdd_nb.auto import distill_auto
-    from rdd_nb.compare import trusting
-    from rdd_nb.distill import distill
-    from rdd_nb.parts import whole
-    (splits, source), options = loaded, dict(device=device, out=out, resume=resume, label=label)
-    ipc = whole('ipc', ipc, 1, 10**6)
-    if method == 'auto' and (dry_run or profile or max_memory):
-        raise ValueError('--dry-run, --profile and --max-memory need one method, not auto')
-    if dry_run or max_memory is not None: found = _estimated(splits, method, ipc, seed, device, trust, max_memory)
-    if dry_run: return found
-    if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
-    else:
-        with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, profile=profile, **options)
-    p = s.provenance
-    what, file = ('images' if s.x.dim() == 4 else 'rows'), f'synthetic.{"safetensors" if s.table is None else "csv"}'
-    print(f'{len(s)} synthetic {what} in {out}/{file} ({p["steps"]} steps, {p["seconds"]:.0f} s); '
-          f'next: rdd-nb evaluate {out}')
-    if profile: print(_text_of(out/'profile.txt', 'the run was finished before'))
-    return s
->>>>>>> /tmp/tmp6yifr45a
 
 # %% ../nbs/78_commands.ipynb #fede169f
-def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run):
+def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profile, dry_run, max_memory):
     from rdd_nb.auto import distill_auto
     from rdd_nb.compare import trusting
     from rdd_nb.distill import distill
@@ -172,9 +149,11 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profi
     from rdd_nb.tabular import number_note
     (splits, source), options = loaded, dict(device=device, out=out, resume=resume, label=label)
     ipc = whole('ipc', ipc, 1, 10**6)
-    if method == 'auto' and (dry_run or profile): raise ValueError('--dry-run and --profile need one method, not auto')
+    if method == 'auto' and (dry_run or profile or max_memory):
+        raise ValueError('--dry-run, --profile and --max-memory need one method, not auto')
     if note := number_note(splits.train, source.get('task')): print(note)
-    if dry_run: return _estimated(splits, method, ipc, seed, device, trust)
+    if dry_run or max_memory is not None: found = _estimated(splits, method, ipc, seed, device, trust, max_memory)
+    if dry_run: return found
     if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
     else:
         with trusting(trust): s = distill(splits.train, method, ipc, seed, source=source, profile=profile, **options)
