@@ -116,11 +116,9 @@ def distill(
     **kwargs,
 ):
     "Distil one data set with one method and one seed."
-    method = method or _usual_method(data)
-    out = _folder(out, f'runs/{Path(data).stem}-{method}-ipc{ipc}-seed{seed}')
-    changed, label, where = _with_parts(parts, method, **kwargs)
-    return _distill(_data(data, **where), changed, label, ipc, seed, device, out, resume, trust, profile, dry_run,
-                    max_memory)
+    out = _folder(out, f'runs/{Path(data).stem}-{(method := method or _usual_method(data))}-ipc{ipc}-seed{seed}')
+    how, label, where = _with_parts(parts, method, **kwargs)
+    return _distill(_data(data, **where), how, label, ipc, seed, device, out, resume, trust, profile, dry_run, max_memory)
 
 # %% ../nbs/78_commands.ipynb #5a1a3beb
 def _usual_method(data):
@@ -141,8 +139,7 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profi
     from rdd_nb.parts import whole
     (splits, source), options = loaded, dict(device=device, out=out, resume=resume, label=label)
     ipc = whole('ipc', ipc, 1, 10**6)
-    if method == 'auto' and (dry_run or profile or max_memory):
-        raise ValueError('--dry-run, --profile and --max-memory need one method, not auto')
+    if method == 'auto': _one_method(dry_run, profile, max_memory)
     if dry_run or max_memory is not None: found = _estimated(splits, method, ipc, seed, device, trust, max_memory)
     if dry_run: return found
     if method == 'auto': s = distill_auto(splits, source, ipc, seed, device, out, resume)
@@ -156,6 +153,10 @@ def _distill(loaded, method, label, ipc, seed, device, out, resume, trust, profi
     return s
 
 # %% ../nbs/78_commands.ipynb #ed690be9
+def _one_method(dry_run, profile, max_memory):
+    if not (dry_run or profile or max_memory): return
+    raise ValueError('--dry-run, --profile and --max-memory need one method, not auto')
+
 def _estimated(splits, method, ipc, seed, device, trust, max_memory):
     from rdd_nb.compare import trusting
     from rdd_nb.estimate import estimate, within

@@ -200,6 +200,14 @@ def _packed(patches, factor):
     small = F.interpolate(patches, size=(h // factor, w // factor), mode='bilinear', antialias=True)
     return small.unflatten(0, (-1, factor, factor)).permute(0, 3, 1, 4, 2, 5).reshape(-1, c, h, w)
 
+# %% ../nbs/39_teacher.ipynb #0b005f42
+def _chosen(net, x, y, boxes, clusters, need, n_classes):
+    "Rows of the samples of each class whose best crop has the smallest loss, and these crops at full size."
+    best, which = _crop_losses(net, x, y, boxes).cpu().min(0)
+    ids = torch.zeros_like(y) if clusters is None else torch.as_tensor(clusters, device=y.device)
+    rows = _slots(best.to(y.device), y, ids, need, n_classes)
+    return rows, _cut(x[rows.to(x.device)], *(torch.stack(t)[which[rows], rows] for t in zip(*boxes)))
+
 # %% ../nbs/39_teacher.ipynb #ee5370a0
 def select_patches(
     net,                 # the teacher
@@ -214,15 +222,11 @@ def select_patches(
     n_classes: int | None = None,
 ) -> tuple: # images (n_classes * ipc, C, H, W), labels, rows of `x` that are in each image (n_classes * ipc, factor**2)
     "Images packed from the patches that the teacher recognises best (RDED, Sun et al. 2024)."
-    h, w, n_classes = *x.shape[2:], n_classes or int(y.max()) + 1
+    h, w, g, n_classes = *x.shape[2:], generator(seed, 'patches'), n_classes or int(y.max()) + 1
     if factor < 1 or h % factor or w % factor:
         raise ValueError(f'factor={factor!r}: cannot divide an image of {h}x{w} pixels into so many patches a side')
-    g = generator(seed, 'patches')
     boxes = [_boxes(len(x), g, least) for _ in range(crops)]
-    best, which = _crop_losses(net, x, y, boxes).cpu().min(0)
-    ids = torch.zeros_like(y) if clusters is None else torch.as_tensor(clusters, device=y.device)
-    rows = _slots(best.to(y.device), y, ids, ipc * factor**2, n_classes)
-    patches = _cut(x[rows.to(x.device)], *(torch.stack(t)[which[rows], rows] for t in zip(*boxes)))
+    rows, patches = _chosen(net, x, y, boxes, clusters, ipc * factor**2, n_classes)
     labels = torch.arange(n_classes, device=x.device).repeat_interleave(ipc)
     return _packed(patches, factor), labels, rows.view(-1, factor**2)
 
