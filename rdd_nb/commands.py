@@ -117,8 +117,8 @@ def distill(
 ):
     "Distil one data set with one method and one seed."
     out = _folder(out, f'runs/{Path(data).stem}-{(method := method or _usual_method(data))}-ipc{ipc}-seed{seed}')
-    how, label, where = _with_parts(parts, method, **kwargs)
-    return _distill(_data(data, **where), how, label, ipc, seed, device, out, resume, trust, profile, dry_run, max_memory)
+    how, label, at = _with_parts(parts, method, **kwargs)
+    return _distill(_data(data, **at), how, label, ipc, seed, device, out, resume, trust, profile, dry_run, max_memory)
 
 # %% ../nbs/78_commands.ipynb #5a1a3beb
 def _usual_method(data):

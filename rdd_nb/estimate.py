@@ -35,11 +35,12 @@ def estimate(
 def _calibrated(data, method, ipc, seed, device, steps):
     "Seconds and operations of a step, and seconds of the preparation."
     times, cycle = [time.perf_counter()], method.network.life if method.network.once else 1
-    def lap(): times.append(time.perf_counter())
+    first = min(cycle, method.steps)
+    lap = lambda: times.append(time.perf_counter())
     measured, counted = -(-whole('calibration', steps) // cycle) * cycle, FlopCounterMode(display=False)
     run = Distiller(data, method, ipc, seed, device)
     lap()
-    with counted: _ = [run.step() for _ in range(first := min(cycle, method.steps))]
+    with counted: _ = [run.step() for _ in range(first)]
     lap()
     for _ in range(min(measured, method.steps - first)): run.step()
     lap()
