@@ -37,12 +37,11 @@ def _calibrated(data, method, ipc, seed, device, steps):
     times, cycle = [time.perf_counter()], method.network.life if method.network.once else 1
     first = min(cycle, method.steps)
     lap = lambda: times.append(time.perf_counter())
-    measured, counted = -(-whole('calibration', steps) // cycle) * cycle, FlopCounterMode(display=False)
-    run = Distiller(data, method, ipc, seed, device)
+    run, counted = Distiller(data, method, ipc, seed, device), FlopCounterMode(display=False)
     lap()
     with counted: _ = [run.step() for _ in range(first)]
     lap()
-    for _ in range(min(measured, method.steps - first)): run.step()
+    for _ in range(min(-(-whole('calibration', steps) // cycle) * cycle, method.steps - first)): run.step()
     lap()
     run.result(None, data.mean, data.std, data.classes)
     prepared, counting, each = (b - a for a, b in zip(times[:-1], times[1:]))
