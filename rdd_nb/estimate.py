@@ -28,27 +28,25 @@ def estimate(
     method, device = as_method(method, **changes), pick_device(device)
     check_inputs(data, method, ipc)
     with Cost(device) as cost: each, operations, prepared = _calibrated(data, method, ipc, seed, device, calibration)
-    stored = data.stored
     return dict(steps=method.steps, operations=operations * method.steps, seconds=prepared + each * method.steps,
-                data_mb=stored.shape.numel() * stored.element_size() / 2**20, peak_mb=cost.peak_mb)
+                data_mb=data.stored.shape.numel() * data.stored.element_size() / 2**20, peak_mb=cost.peak_mb)
 
 # %% ../nbs/46_estimate.ipynb #028d4b7b
 def _calibrated(data, method, ipc, seed, device, steps):
     "Seconds and operations of a step, and seconds of the preparation."
     times, cycle = [time.perf_counter()], method.network.life if method.network.once else 1
-    def lap(): times.append(time.perf_counter())
-    measured = min(method.steps, -(-whole('calibration', steps) // cycle) * cycle)
+    first = min(cycle, method.steps)
+    lap = lambda: times.append(time.perf_counter())
     run, counted = Distiller(data, method, ipc, seed, device), FlopCounterMode(display=False)
     lap()
-    with counted:
-        for _ in range(first := min(cycle, method.steps)): run.step()
+    with counted: _ = [run.step() for _ in range(first)]
     lap()
-    for _ in range(min(measured, method.steps - first)): run.step()
+    for _ in range(min(-(-whole('calibration', steps) // cycle) * cycle, method.steps - first)): run.step()
     lap()
     run.result(None, data.mean, data.std, data.classes)
     prepared, counting, each = (b - a for a, b in zip(times[:-1], times[1:]))
-    done = run.step_number - first
-    return each / done if done else counting / max(first, 1), counted.get_total_flops() / max(first, 1), prepared
+    each = each / (run.step_number - first) if run.step_number > first else counting / max(first, 1)
+    return each, counted.get_total_flops() / max(first, 1), prepared
 
 # %% ../nbs/46_estimate.ipynb #065e4b07
 def within(

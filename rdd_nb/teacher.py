@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['train_teacher', 'soft_labels', 'kept_statistics', 'layer_statistics', 'alignment', 'BatchNormAlignment',
-           'random_crops', 'select_patches', 'PatchSelection', 'Labels', 'HardLabels', 'LearnedLabels', 'TeacherLabels']
+           'random_crops', 'PatchSelection', 'Labels', 'HardLabels', 'LearnedLabels', 'TeacherLabels']
 
 # %% ../nbs/39_teacher.ipynb #796122a8
 import copy, dataclasses, functools, math
@@ -200,6 +200,14 @@ def _packed(patches, factor):
     small = F.interpolate(patches, size=(h // factor, w // factor), mode='bilinear', antialias=True)
     return small.unflatten(0, (-1, factor, factor)).permute(0, 3, 1, 4, 2, 5).reshape(-1, c, h, w)
 
+# %% ../nbs/39_teacher.ipynb #0b005f42
+def _chosen(net, x, y, boxes, clusters, need, n_classes):
+    "Rows of the samples of each class whose best crop has the smallest loss, and these crops at full size."
+    best, which = _crop_losses(net, x, y, boxes).cpu().min(0)
+    ids = torch.zeros_like(y) if clusters is None else torch.as_tensor(clusters, device=y.device)
+    rows = _slots(best.to(y.device), y, ids, need, n_classes)
+    return rows, _cut(x[rows.to(x.device)], *(torch.stack(t)[which[rows], rows] for t in zip(*boxes)))
+
 # %% ../nbs/39_teacher.ipynb #b0c5ed39
 def _check_factor(factor, h, w):
     if factor < 1 or h % factor or w % factor:
@@ -225,11 +233,19 @@ def select_patches(
     n_classes: int | None = None,
 ) -> tuple: # images (n_classes * ipc, C, H, W), labels, rows of `x` that are in each image (n_classes * ipc, factor**2)
     "Images packed from the patches that the teacher recognises best (RDED, Sun et al. 2024)."
+<<<<<<< /tmp/tmp64ma1hjb
     h, w, n_classes = *x.shape[2:], n_classes or int(y.max()) + 1
     _check_factor(factor, h, w)
     best, boxes = _best_boxes(net, x, y, crops, generator(seed, 'patches'), least)
     ids = torch.zeros_like(y) if clusters is None else torch.as_tensor(clusters, device=y.device)
     rows = _slots(best, y, ids, ipc * factor**2, n_classes)
+=======
+    h, w, g, n_classes = *x.shape[2:], generator(seed, 'patches'), n_classes or int(y.max()) + 1
+    if factor < 1 or h % factor or w % factor:
+        raise ValueError(f'factor={factor!r}: cannot divide an image of {h}x{w} pixels into so many patches a side')
+    boxes = [_boxes(len(x), g, least) for _ in range(crops)]
+    rows, patches = _chosen(net, x, y, boxes, clusters, ipc * factor**2, n_classes)
+>>>>>>> /tmp/tmp_ldz1958
     labels = torch.arange(n_classes, device=x.device).repeat_interleave(ipc)
     return _packed(_cut(x[rows.to(x.device)], *boxes(rows)), factor), labels, rows.view(-1, factor**2)
 
