@@ -6,7 +6,7 @@
 
 An entry is a method, a data set, images per class and a seed. Its distillation stops when time is up and goes on
 from its last checkpoint; then networks are trained by the protocol of the paper, one row each. An entry that has not
-run stands in `results/paper-TABLE.json` with its exact command. `--share .01` takes a part of the published iterations, so
+run stands in `results/paper-TABLE.json` with its command. `--share .01` takes a part of the published iterations, so
 that an entry fits on two cores; rows say which. Images are normalised as in the papers; settings are theirs where we
 know them, and nothing is tuned. Two cores need hours to days for a whole entry.
 """
