@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['train_teacher', 'soft_labels', 'kept_statistics', 'layer_statistics', 'alignment', 'BatchNormAlignment',
-           'random_crops', 'PatchSelection', 'Labels', 'HardLabels', 'LearnedLabels', 'TeacherLabels']
+           'random_crops', 'select_patches', 'PatchSelection', 'Labels', 'HardLabels', 'LearnedLabels', 'TeacherLabels']
 
 # %% ../nbs/39_teacher.ipynb #796122a8
 import copy, dataclasses, functools, math
@@ -208,17 +208,6 @@ def _chosen(net, x, y, boxes, clusters, need, n_classes):
     rows = _slots(best.to(y.device), y, ids, need, n_classes)
     return rows, _cut(x[rows.to(x.device)], *(torch.stack(t)[which[rows], rows] for t in zip(*boxes)))
 
-# %% ../nbs/39_teacher.ipynb #b0c5ed39
-def _check_factor(factor, h, w):
-    if factor < 1 or h % factor or w % factor:
-        raise ValueError(f'factor={factor!r}: cannot divide an image of {h}x{w} pixels into so many patches a side')
-
-def _best_boxes(net, x, y, crops, g, least):
-    "The least loss of each sample over random crops of it, and a function from rows to the boxes of those crops."
-    boxes = [_boxes(len(x), g, least) for _ in range(crops)]
-    best, which = _crop_losses(net, x, y, boxes).cpu().min(0)
-    return best.to(y.device), lambda rows: [torch.stack(t)[which[rows], rows] for t in zip(*boxes)]
-
 # %% ../nbs/39_teacher.ipynb #ee5370a0
 def select_patches(
     net,                 # the teacher
@@ -233,21 +222,13 @@ def select_patches(
     n_classes: int | None = None,
 ) -> tuple: # images (n_classes * ipc, C, H, W), labels, rows of `x` that are in each image (n_classes * ipc, factor**2)
     "Images packed from the patches that the teacher recognises best (RDED, Sun et al. 2024)."
-<<<<<<< /tmp/tmp64ma1hjb
-    h, w, n_classes = *x.shape[2:], n_classes or int(y.max()) + 1
-    _check_factor(factor, h, w)
-    best, boxes = _best_boxes(net, x, y, crops, generator(seed, 'patches'), least)
-    ids = torch.zeros_like(y) if clusters is None else torch.as_tensor(clusters, device=y.device)
-    rows = _slots(best, y, ids, ipc * factor**2, n_classes)
-=======
     h, w, g, n_classes = *x.shape[2:], generator(seed, 'patches'), n_classes or int(y.max()) + 1
     if factor < 1 or h % factor or w % factor:
         raise ValueError(f'factor={factor!r}: cannot divide an image of {h}x{w} pixels into so many patches a side')
     boxes = [_boxes(len(x), g, least) for _ in range(crops)]
     rows, patches = _chosen(net, x, y, boxes, clusters, ipc * factor**2, n_classes)
->>>>>>> /tmp/tmp_ldz1958
     labels = torch.arange(n_classes, device=x.device).repeat_interleave(ipc)
-    return _packed(_cut(x[rows.to(x.device)], *boxes(rows)), factor), labels, rows.view(-1, factor**2)
+    return _packed(patches, factor), labels, rows.view(-1, factor**2)
 
 # %% ../nbs/39_teacher.ipynb #62b0b0da
 class PatchSelection(Selection, names=('patches',)):

@@ -21,7 +21,7 @@ FLOORS = [
     'matching synthetic metrics regression sources equations plots', 'clustering', 'shifts coresets tabular hands_on',
     'data tables learners models augment corruptions intervals kmeans risk priors spectral', 'cvar',
     'parts rows profiling',
-    'core pictures'
+    'core pictures lending'
 ]
 HEIGHT = {module: -depth for depth, floor in enumerate(FLOORS) for module in floor.split()}
 
