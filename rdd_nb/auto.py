@@ -97,8 +97,7 @@ def distill_together(
     for m in methods.values(): check_inputs(data, m, ipc)
     runs = {name: _Member(shared, data, m, ipc, seed, device) for name, m in methods.items()}
     for t in tqdm(range(steps), f'{len(runs)} methods', disable=not progress, delay=2, leave=False):
-        for run in runs.values():
-            if t < run.method.steps: run.step()
+        for run in (r for r in runs.values() if t < r.method.steps): run.step()
     return {k: run.result(None, data.mean, data.std, data.classes) for k, run in runs.items()}
 
 # %% ../nbs/66_auto.ipynb #1a7c77a6

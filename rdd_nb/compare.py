@@ -163,6 +163,7 @@ def check_all(splits, methods, ipcs, training, networks, on, jobs=None):
     for m in filter(None, methods):
         for i in ipcs: check_inputs(splits.train, m, whole('ipc', i, 1, 10**6))
 
+# %% ../nbs/62_compare.ipynb #1975ad5e
 def digits_of(value):
     "Six digits that tell values apart."
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:6]

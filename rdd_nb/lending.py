@@ -30,6 +30,7 @@ def _unknown(kind, name, files):
     near = difflib.get_close_matches(name, files, n=1, cutoff=.4)
     return f'unknown {kind} {name[:60]!r}' + (f', did you mean {near[0]}?' if near else f'; see rdd-nb {kind} list')
 
+# %% ../nbs/77_lending.ipynb #a48c99b6
 def _copy(kind, name, folder):
     "Copy a notebook, whole or not at all; raises `ValueError` for an unknown name and a file that exists."
     files = _lessons(kind)

@@ -367,6 +367,7 @@ def _error_entry(rows, value, ends, n=None, least=None):
     if least is not None and low is not None: low = max(low, least)
     return Entry(i['mean'], low, high, 'measure', n)
 
+# %% ../nbs/65_report.ipynb #a1c11ef6
 def error_table(rows) -> pd.DataFrame:
     "A line for each method: R2, RMSE, and the RMSE of each group."
     found = {}

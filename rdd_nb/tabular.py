@@ -52,6 +52,7 @@ def _checked_classes(t, c):
                                           f'{len(t)} rows, expected at least 3 for the three parts')
     return c
 
+# %% ../nbs/09_tabular.ipynb #3bb128cd
 def _checked_number(t, c, task):
     if task is None and AFTER.search(c.name):
         raise ValueError(f'target {c.name!r}: looks like a time to an event, which some rows have not reached; '
