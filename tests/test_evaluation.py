@@ -692,8 +692,8 @@ def test_every_named_architecture_can_be_built():
     [
         ('convnet', dict(depth=4), 8, ('convnet', '8x8', 'at most 3')),
         ('convnet', dict(), 1, ('convnet', '1x1', 'at most 0')),
-        ('convnet', dict(depth=-1), 8, ('depth=-1', 'at least 1')),
-        ('mlp', dict(depth=-1), 8, ('depth=-1', 'at least 1')),
+        ('convnet', dict(depth=-1), 8, ('depth=-1', 'from 1 to')),
+        ('mlp', dict(depth=-1), 8, ('depth=-1', 'from 1 to')),
         ('resnet18', dict(norm='instance'), 8, ('resnet18', '8x8', 'more than 8x8')),
         ('vgg11', dict(), 1, ('vgg11', '1x1', 'at least 2x2')),
         ('alexnet', dict(), 3, ('alexnet', '3x3', 'at least 4x4')),
