@@ -42,6 +42,7 @@ def job(name, steps, out):
     busy = torch.tensor((time.process_time() - spent) / steps)
     dist.all_reduce(busy, dist.ReduceOp.MAX)
     if run.rank == 0: Path(out).write_text(json.dumps([(time.perf_counter() - start) / steps, busy.item()]))
+    dist.barrier()                 # one that leaves early takes the connection of the other with it
     dist.destroy_process_group()
 
 
