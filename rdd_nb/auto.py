@@ -478,8 +478,7 @@ def _file(choice, held, pending, final):
 def distill_auto(
     data,                       # `Splits`, or training data alone: then a fifth is held out for the choice
     source: dict | None = None, # how the data were loaded, kept in the record
-    ipc: int = 10,              # synthetic samples per class
-    seed: int = 0,
+    ipc: int = 10, seed: int = 0, # synthetic samples per class; of everything random
     device=None,
     out=None,                   # folder for the run and its `auto.json`; None keeps nothing on disk
     resume: bool = False,       # continue the run in `out`: a choice that was made is not made again

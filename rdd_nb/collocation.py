@@ -146,10 +146,9 @@ class _Set:
 def distill_points(
     pde,              # a `PDE` or its name
     n=64,             # points
-    seed=0,
+    seed=0, progress=True,
     labels=0,         # how many of them are value points
     how=None,         # `Distillation`
-    progress=True,
     device='cpu',     # where networks are trained; reference solutions are computed on the CPU
 ) -> Points: # on the CPU
     "The points from which a freshly drawn network learns best, by the risk over the conditions of the training family."
@@ -290,17 +289,16 @@ def prepare(
     n=64, seed=0, labels=0,
     how=None,       # `Distillation`, for 'distilled' and the rivals with the same information
     damping=DAMPING,# for all but 'distilled', which has its own
-    progress=False,
-    device='cpu',   # of the distillation
+    progress=False, device='cpu', # of the distillation
 ) -> tuple: # (points, keyword arguments for `fit`)
     "A method's points and how to train on them. Raises `ValueError` for an unknown name."
     if method not in METHODS: raise ValueError(f'method: got {method!r}, expected one of {", ".join(METHODS)}')
     how, damped = how or Distillation(), dict(damping=damping)
-    if method == 'distilled': return distill_points(pde, n, seed, labels, how, progress,
-        device), dict(damping=how.damping)
+    if method == 'distilled':
+        return distill_points(pde, n, seed, labels, how, progress, device), dict(damping=how.damping)
     if method[:3] in ('rar', 'rad'): return _adaptive(pde, method, n, seed, labels, damped)
-    if method == 'best of 50': return best_of(pde, n, seed, labels,
-        how=dataclasses.replace(how, damping=damping)), damped
+    if method == 'best of 50':
+        return best_of(pde, n, seed, labels, how=dataclasses.replace(how, damping=damping)), damped
     if method in ('values', 'mixed'): return _informed(pde, method, seed, how)
     damped |= dict(change=causal(pde)) if method == 'causal' else dict(steps=0) if method == 'untrained' else {}
     kind, m = method if method in SAMPLERS else 'sobol', 8 * n if method == 'dense' else n
@@ -342,8 +340,7 @@ def compare_points(
     pde,
     methods,         # a name -> its `Points` and arguments for `fit`, as from `prepare`; or names in METHODS
     exams,           # name -> `Exam`
-    seed=0,
-    networks=2,      # freshly drawn networks, averaged
+    seed=0, networks=2, # freshly drawn networks, averaged
     fitter=fit,      # the training, called as fitter(pde, points, *keys, **arguments)
     **settings,      # for `prepare`, where names are given
 ) -> list: # of dicts: pde, method, seed, points, process seconds of one training, and each exam's `Exam.report`

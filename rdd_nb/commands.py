@@ -22,6 +22,11 @@ def _columns(
     order: list = (), # what holds in every row, such as 'direct <= total' or 'dose >= 0'; may be repeated
 ): return dict(locals(), missing=['?', *missing])
 
+# %% ../nbs/78_commands.ipynb #62ce2826
+def _check_source(name, root):
+    if not name: raise ValueError("data='': expected a name, a folder, an .npz file or a table")
+    if root is not None and not Path(root).is_dir(): raise FileNotFoundError(f'--root {root}: there is no such folder')
+
 # %% ../nbs/78_commands.ipynb #b29736fe
 @delegates(_columns)
 def _data(
@@ -38,8 +43,7 @@ def _data(
 ):
     "Splits, and how they were loaded."
     from rdd_nb.sources import load_data
-    if not name: raise ValueError("data='': expected a name, a folder, an .npz file or a table")
-    if root is not None and not Path(root).is_dir(): raise FileNotFoundError(f'--root {root}: there is no such folder')
+    _check_source(name, root)
     given = dict(shift=shift, share=share, data_seed=data_seed, root=root, target=target, groups=groups, task=task)
     splits = load_data(str(name), download=download, **_given(given | kwargs))
     return splits, splits.source
@@ -116,19 +120,16 @@ def distill(
     **kwargs,
 ):
     "Distil one data set with one method and one seed."
-    method, out = _names(data, method, ipc, seed, out)
-    m, label, where = _with_parts(parts, method, **kwargs)
+    out, m, label, where = _named(data, method, ipc, seed, out, parts, **kwargs)
     return _distill(_data(data, **where), m, label, ipc, seed, device, out, resume, trust, profile, dry_run, max_memory)
 
 # %% ../nbs/78_commands.ipynb #5a1a3beb
-def _names(data, method, ipc, seed, out):
+def _named(data, method, ipc, seed, out, parts, **kwargs):
     from rdd_nb.sources import TABLES
     method = method or ('rows' if str(data).lower().endswith(TABLES) else 'rdd-distance')
-    return method, _folder(out, f'runs/{Path(data).stem}-{method}-ipc{ipc}-seed{seed}')
-
-def _with_parts(parts, method, **kwargs):
+    out = _folder(out, f'runs/{Path(data).stem}-{method}-ipc{ipc}-seed{seed}')
     use_parts(parts)
-    return _changed(method, **kwargs)
+    return out, *_changed(method, **kwargs)
 
 def _text_of(path, otherwise): return path.read_text() if path.exists() else otherwise
 
@@ -203,11 +204,10 @@ def evaluate(
     **kwargs,
 ):
     "Train networks (for a table also other models) on synthetic sets and test them per group."
-    options = dict(protocol=protocol, metrics=_functions(use_parts(parts), metrics), corruptions=corruptions)
+    options = _given(dict(protocol=protocol, metrics=_functions(use_parts(parts), metrics), corruptions=corruptions))
     recipe, where = _recipe(networks, jobs, **kwargs)
     found, asked = [_opened(Path(r), data, where) for r in run], kwargs.get('model') or protocol
-    each = [_evaluate(*f, on, _recipes(f[1], recipe, asked), networks, device, jobs, _given(options)) for f in found]
-    return [row for rows in each for row in rows]
+    return [r for f in found for r in _evaluate(*f, on, _recipes(f[1], recipe, asked), networks, device, jobs, options)]
 
 # %% ../nbs/78_commands.ipynb #68a9ad78
 def _functions(defined, names):
@@ -427,7 +427,10 @@ def merge(
     **kwargs,
 ):
     "Make one small synthetic table from several with intersecting columns."
-    asked = SimpleNamespace(**locals(), **_site_columns(**kwargs))
+    return _merge(SimpleNamespace(**locals(), **_site_columns(**kwargs)))
+
+# %% ../nbs/78_commands.ipynb #a6d8e579
+def _merge(asked):
     from rdd_nb.sites import do_merge
     return do_merge(asked)
 

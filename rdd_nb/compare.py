@@ -232,8 +232,7 @@ def compare(
     on: str = 'test', # or 'val' while settings are being chosen
     device=None,
     jobs: int | None = None, # processes, see `run_all`
-    resume: bool = False,
-    progress: bool = True,
+    resume: bool = False, progress: bool = True,
     source: dict | None = None, # how the data were loaded, for the record
     trust: bool = False, # load decoders that are programs, which may run anything
     metrics: dict | None = None, # your own: name -> f(y, prediction, group), a number

@@ -265,6 +265,12 @@ def _half_median(x, most=1000):
     "Half the median distance between two rows, from at most `most` evenly spaced ones; 0 for copies."
     return float(torch.pdist(x[::-(-len(x) // most)]).median()) / 2 if len(x) > 1 else 0.
 
+# %% ../nbs/22_coresets.ipynb #0f7cf4c1
+def _log_density(x, bandwidth, chunk_mb):
+    "Logarithm of a Gaussian kernel density estimate at its own samples, up to a constant."
+    h = float(bandwidth or _half_median(x) or 1)
+    return torch.cat([block.div_(-2 * h * h).logsumexp(1) for block in _distance_blocks(x, chunk_mb)])
+
 # %% ../nbs/22_coresets.ipynb #d73adf4c
 @_full_precision
 def density_weights(
@@ -282,7 +288,5 @@ def density_weights(
     for rows in _class_rows(y, 1, n_classes):
         rows = rows.to(f.device)
         own = _about_mean(take(f, rows, whole=True))
-        h = float(bandwidth or _half_median(own) or 1)
-        log_density = torch.cat([block.div_(-2 * h * h).logsumexp(1) for block in _distance_blocks(own, chunk_mb)])
-        p[rows] = torch.softmax(-log_density.double(), 0).float()
+        p[rows] = torch.softmax(-_log_density(own, bandwidth, chunk_mb).double(), 0).float()
     return p

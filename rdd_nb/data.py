@@ -39,8 +39,10 @@ def _labels(values, what, n):
         raise ValueError(f'{what} has dtype {str(values.dtype)[6:]}: expected integers from 0')
     return values.long()
 
-def _check_std(std):
+def _units(mean, std, x):
+    mean, std = _per_channel(0. if mean is None else mean, x), _per_channel(1. if std is None else std, x)
     if not (std > 0).all(): raise ValueError(f'std must be positive, got {std.tolist()}')
+    return mean, std
 
 def _class_names(y, classes):
     found = y.unique()
@@ -72,8 +74,7 @@ def _sound(x):
     if not x.is_floating_point():
         raise ValueError(f'x has dtype {str(x.dtype)[6:]}: expected floating point, or uint8 images')
     if not (x.sum().isfinite() or x.isfinite().all()):    # a finite sum says so at once
-        bad = (~x.isfinite()).flatten(1).any(1).nonzero()
-        raise ValueError(f'x holds NaN or infinity, first in sample {int(bad[0])}')
+        raise ValueError(f'x holds NaN or infinity, first in sample {int((~x.isfinite()).flatten(1).any(1).nonzero()[0])}')
     return x.float()
 
 # %% ../nbs/05_data.ipynb #e20ca726
@@ -95,8 +96,7 @@ class GroupedDataset(Dataset):
         self.group = None if group is None else _labels(group, 'group', len(x)).to(x.device)
         self.groups = None if group is None else _names(self.group, groups, 'group')
         self.classes = _class_names(self.y, classes)
-        self.mean, self.std = (_per_channel(v, x) for v in (0. if mean is None else mean, 1. if std is None else std))
-        _check_std(self.std)
+        self.mean, self.std = _units(mean, std, x)
 
 # %% ../nbs/05_data.ipynb #2bd8ceb5
 @patch(as_prop=True)

@@ -449,8 +449,7 @@ def _steps(run, folder, every, name, progress, profile=False):
 def distill(
     data: GroupedDataset,        # training data
     method='rdd-distance',       # a name in `METHODS` or a `Method`
-    ipc: int = 10,               # synthetic samples per class
-    seed: int = 0,
+    ipc: int = 10, seed: int = 0, # synthetic samples per class; of everything random
     device=None,                 # 'cpu', 'cuda', ...; None: a GPU where there is one
     out=None,                    # folder for the run; None keeps nothing on disk
     resume: bool = False,        # continue the run in `out`

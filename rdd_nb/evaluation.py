@@ -329,9 +329,7 @@ def evaluate_estimator(
     test: GroupedDataset,
     repeats: int = 1,      # fits with different random states, for estimators that have one
     seed: int = 0,
-    clusters=None,         # this, `corruptions` and `population`: see `measure`
-    corruptions=None,
-    population=None,
+    clusters=None, corruptions=None, population=None, # see `measure`
     **measures,            # of `measure`: minimum, metrics, keep
 ) -> dict: # a row as `evaluate` gives it
     "Fit an estimator on the (flattened, normalised) samples and test it. Raises `ValueError` for no estimator."

@@ -268,8 +268,7 @@ def _checked(path, x, y, n_classes):
 def read(
     path,           # .pt, .npz, or .safetensors as `rdd_nb.synthetic.save` writes it
     data=None,      # data set whose published normalisation was used, see `CONSTANTS`
-    mean=None,      # its mean and
-    std=None,       # standard deviation instead, for other sets; (0, 1) for raw pixels
+    mean=None, std=None, # its mean and standard deviation instead, for other sets; (0, 1) for raw pixels
     zca=None,       # a `Whitening` to undo, True: whitened, False: not; None: True for colour images in format 'rfad'
     factor=1,       # tiles along each side of packed images (IDC)
     experiment=-1,  # which of the runs in a file of format 'dc', see also `read_runs`

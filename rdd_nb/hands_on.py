@@ -190,6 +190,12 @@ def _best_place(points, p, tail, steps=400):
         x = x + (q @ points - x) / (k + 1)
     return x
 
+# %% ../nbs/56_hands_on.ipynb #8701687c
+def _distances_told(parts, places):
+    far = [[(part - x).square().sum(1).mean().item() for part in parts] for x in places]
+    return '<br>'.join(f'{name}: squared distance {a:.2f} for the majority, {b:.2f} for the minority'
+                       for name, (a, b) in zip(('mean', 'CVaR'), far))
+
 # %% ../nbs/56_hands_on.ipynb #d2ad3f95
 def share_slider(
     majority,   # (m, 2) samples
@@ -205,9 +211,7 @@ def share_slider(
     places = torch.stack([p @ points, _best_place(points, p, tail)])
     dots = _dots(_placed(points, low, high), ['#777'] * m + [_INKS[1]] * n)
     drawing = dots + _marks(_placed(places, low, high), ['currentColor', _INKS[0]])
-    far = [[(part - x).square().sum(1).mean().item() for part in points.split([m, n])] for x in places]
-    text = '<br>'.join(f'{name}: squared distance {a:.2f} for the majority, {b:.2f} for the minority'
-                       for name, (a, b) in zip(('mean', 'CVaR'), far))
+    text = _distances_told(points.split([m, n]), places)
     data = dict(points=points.tolist(), few=n, tail=tail, low=low.tolist(), high=high.tolist())
     slider = _slider('share of the minority', share, .02, .5, .01)
     return Moving('One sample for two groups', drawing, slider, text, _SHARE, data)

@@ -96,8 +96,7 @@ class Matcher(Objective, abstract=True):
         x: Tensor,        # (n, ...) samples, normalised
         y: Tensor,        # (n,) labels, or (n, n_classes) probabilities
         weights: Tensor,  # (n,) adding up to 1 inside each cluster
-        ids: Tensor,      # (n,) cluster of each sample, 0 to k - 1
-        k: int,
+        ids: Tensor, k: int,  # (n,) cluster of each sample, 0 to k - 1
     ) -> list: # of tensors (k, ...)
         "The weighted statistic of each cluster, differentiable in `x`; zero for a cluster without samples."
         raise NotImplementedError(f'{type(self).__name__} does not say what its statistic is')

@@ -240,8 +240,7 @@ def cluster_gallery(
     real,          # (n, C, H, W) real images, raw values in [0, 1]
     ids,           # (n,) cluster of each real image, in 0..m-1
     distance=None, # (n,) to the synthetic image: the nearest are shown first
-    mass=None,     # (m,) see `weight_vs_mass`
-    weight=None,   # (m,)
+    mass=None, weight=None, # (m,) see `weight_vs_mass`
     lines=6,       # clusters: those with the largest weight minus mass, or the largest mass
     columns=9,     # real samples of each
     names=None,    # m texts
@@ -317,8 +316,7 @@ def _points(ax, points, group, index, groups, at, method):
 def feature_map(
     real,           # (n, ...) features or pixels of real samples
     synthetic,      # (m, ...) the same for synthetic ones
-    group=None,     # (n,) group ids of the real samples
-    groups=None,    # group names
+    group=None, groups=None, # (n,) group ids of the real samples, and group names
     method=None,    # gives the synthetic samples their colour and marker
     how='pca',      # 'pca' or 'tsne', see `places`
     limit=1000,     # real samples used at most

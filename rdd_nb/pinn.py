@@ -198,8 +198,7 @@ def fit(
     pde,
     points,            # `Points`
     *keys,             # name of the initial network, e.g. a seed
-    steps=STEPS,
-    damping=DAMPING,   # first and last mu
+    steps=STEPS, damping=DAMPING, # first and last mu
     width=32, depth=3,
     change=None,       # called as change(k, net, points) -> points before step k: adaptive points or weights
     unroll=0,          # how many of the last steps keep the graph, for derivatives with respect to the points

@@ -237,6 +237,5 @@ def confusion(
     ax.set(xticks=shown, yticks=shown, xticklabels=names, yticklabels=names)
     ax.set(xlabel='predicted (per cent of the true class)', ylabel='true class')
     if max(map(len, names)) > 2: ax.tick_params(axis='x', labelrotation=90)
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
+    ax.tick_params(length=0); ax.spines[:].set_visible(False)
     return ax

@@ -89,15 +89,14 @@ def prepare(
     **settings, # of MergeTables
 ):
     "What `method` learns once: a function (site, table that shows its columns, model) -> classifier, or None."
-    pool, site = _pool(train, schema)
-    common = [c for c in schema.columns if all(c in columns_of(t, schema) for t in train.values())]
-    some, fill = pool, IMPUTERS.get(method)
+    (pool, site), fill = _pool(train, schema), IMPUTERS.get(method)
+    some, common = pool, [c for c in schema.columns if all(c in columns_of(t, schema) for t in train.values())]
     if fill: fill = FrozenEstimator(make_pipeline(TableCodec(schema), fill()).fit(pool))
     if method == 'random rows': some = _share_out(train, schema, rows, seed)
     if method in MERGED:
-        m = MergeTables(**{**dict(rows=rows, seed=seed, progress=False), **settings, **MERGED[method]})
-        some = m.fit(train, schema.target.name).synthetic_
-    fixed = dict(dict.fromkeys(('native', 'nothing missing'), list(schema.columns)), intersection=common)
+        how = dict(rows=rows, seed=seed, progress=False) | settings | MERGED[method]
+        some = MergeTables(**how).fit(train, schema.target.name).synthetic_
+    fixed = dict.fromkeys(('native', 'nothing missing'), list(schema.columns)) | dict(intersection=common)
     def fit(name, table, model):
         columns = fixed.get(method, columns_of(table, schema))
         return _trained(method, fill, columns, some[site == name] if method == 'per site' else some, schema, model)
@@ -139,8 +138,7 @@ def split_sites(
 # %% ../nbs/72_sites.ipynb #bc49c943
 def compare_once(
     tables, target,
-    seed=0,
-    held_out=None,
+    seed=0, held_out=None,
     methods=METHODS,
     models=None,     # name -> classifier; default: `default_models()`
     complete=None,   # the same tables without holes, for the row 'nothing missing'
@@ -251,8 +249,7 @@ def privacy_report(
     members,  # dict of tables it was made from
     holdout,  # dict of tables of the same sites that it was not made from
     seed=0,
-# copies, copies_of_holdout, closer_to_member, membership_auc, nearest_member and nearest_holdout (median distances), n
-) -> dict:
+) -> dict: # copies, copies_of_holdout, closer_to_member, membership_auc, nearest_member, nearest_holdout (medians), n
     "Distance to the closest record, against a holdout. Members are drawn per site, as many as are held out."
     r, z = np.random.default_rng(seed), codec.transform(table)
     count = {k: min(len(members[k]), len(t)) for k, t in holdout.items()}
@@ -260,10 +257,10 @@ def privacy_report(
     drawn = lambda tables: np.concatenate([draw(tables[k], n) for k, n in count.items()])
     a, b = _distances(drawn(members), z), _distances(drawn(holdout), z)
     near, far = (a.min(0), b.min(0)), -np.concatenate([a.min(1), b.min(1)])
-    closer = np.where(np.isclose(*near), .5, near[0] < near[1]).mean()
+    closer = float(np.where(np.isclose(*near), .5, near[0] < near[1]).mean())
     auc = roc_auc_score(np.repeat([1, 0], [len(a), len(b)]), far)
-    found = dict(zip(('copies', 'copies_of_holdout'), (int((d < 1e-6).sum()) for d in near)),
-                 closer_to_member=float(closer), membership_auc=float(auc))
+    copies, others = (int((d < 1e-6).sum()) for d in near)
+    found = dict(copies=copies, copies_of_holdout=others, closer_to_member=closer, membership_auc=float(auc))
     return found | dict(nearest_member=float(np.median(near[0])), nearest_holdout=float(np.median(near[1])), n=len(a))
 
 # %% ../nbs/72_sites.ipynb #3096011c

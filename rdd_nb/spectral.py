@@ -163,6 +163,14 @@ def _etd_step(f, y, t, h, coefficients):
     nc = f(E2 * a + Q * (2 * nb - n), t + h)
     return E * y + f1 * n + 2 * f2 * (na + nb) + f3 * nc
 
+# %% ../nbs/08_spectral.ipynb #6b4cfe62
+def _etd_steps(linear, rest, y, start, end, k):
+    "From `start` to `end` in `k` equal steps."
+    h = (end - start) / max(1, k)
+    coefficients = _etd(linear * h, h)
+    for i in range(k): y = _etd_step(rest, y, start + i * h, h, coefficients)
+    return y
+
 # %% ../nbs/08_spectral.ipynb #3db1fb2f
 def solve(
     pde,      # an equation in time
@@ -178,11 +186,8 @@ def solve(
     y, now, found = forward(rates.start()), float(t[0]), []
     for end in t.tolist():
         k = math.ceil(steps * (end - now) / (pde.high[1] - pde.low[1]) - 1e-9)
-        h = (end - now) / max(1, k)
-        coefficients = _etd(linear * h, h)
-        for i in range(k): y = _etd_step(rest, y, now + i * h, h, coefficients)
+        y, now = _etd_steps(linear, rest, y, now, end, k), end
         found.append(_apply(basis.at(x), basis.full(back(y), end, c)))
-        now = end
     return torch.stack(found, 2).squeeze(-1)
 
 # %% ../nbs/08_spectral.ipynb #c21439fa

@@ -46,8 +46,7 @@ class SyntheticDataset:
         self,
         x: Tensor,                      # (m, C, H, W) or (m, d), normalised
         y: Tensor,                      # (m,) labels
-        mean: Tensor,                   # per channel, in the units of the raw values
-        std: Tensor,
+        mean: Tensor, std: Tensor,      # per channel, in the units of the raw values
         classes: list | None = None,    # class names
         initial: Tensor | None = None,  # like `x`: where the distillation started
         mass: Tensor | None = None,     # (m,) share of the class's real samples in each cluster

@@ -208,6 +208,11 @@ def _chosen(net, x, y, boxes, clusters, need, n_classes):
     rows = _slots(best.to(y.device), y, ids, need, n_classes)
     return rows, _cut(x[rows.to(x.device)], *(torch.stack(t)[which[rows], rows] for t in zip(*boxes)))
 
+# %% ../nbs/39_teacher.ipynb #3877f18c
+def _check_factor(factor, h, w):
+    if factor < 1 or h % factor or w % factor:
+        raise ValueError(f'factor={factor!r}: cannot divide an image of {h}x{w} pixels into so many patches a side')
+
 # %% ../nbs/39_teacher.ipynb #ee5370a0
 def select_patches(
     net,                 # the teacher
@@ -223,8 +228,7 @@ def select_patches(
 ) -> tuple: # images (n_classes * ipc, C, H, W), labels, rows of `x` that are in each image (n_classes * ipc, factor**2)
     "Images packed from the patches that the teacher recognises best (RDED, Sun et al. 2024)."
     h, w, g, n_classes = *x.shape[2:], generator(seed, 'patches'), n_classes or int(y.max()) + 1
-    if factor < 1 or h % factor or w % factor:
-        raise ValueError(f'factor={factor!r}: cannot divide an image of {h}x{w} pixels into so many patches a side')
+    _check_factor(factor, h, w)
     boxes = [_boxes(len(x), g, least) for _ in range(crops)]
     rows, patches = _chosen(net, x, y, boxes, clusters, ipc * factor**2, n_classes)
     labels = torch.arange(n_classes, device=x.device).repeat_interleave(ipc)

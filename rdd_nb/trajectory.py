@@ -223,8 +223,7 @@ class TrajectoryMatching(Objective, names=('trajectory',)):
         student_steps: int = 10,          # steps on the synthetic samples
         student_batch: int | None = None, # synthetic samples of a step; None: all
         lr: float = .1,                   # the student's step size at the beginning
-        learn_lr: bool = True,            # whether it is learned
-        learnable_lr: float = .05,        # step size of its logarithm
+        learn_lr: bool = True, learnable_lr: float = .05, # whether it is learned; step size of its logarithm
         window: tuple | None = None,      # first and last start epoch; None: (0, epochs - ahead)
         grow: bool = False,               # open the window from its first epoch to its last during the distillation
         expert_lr: float = .1,            # step size of the experts
