@@ -74,7 +74,7 @@ def _sound(x):
     if not x.is_floating_point():
         raise ValueError(f'x has dtype {str(x.dtype)[6:]}: expected floating point, or uint8 images')
     if not (x.sum().isfinite() or x.isfinite().all()):    # a finite sum says so at once
-        raise ValueError(f'x holds NaN or infinity, first in sample {int((~x.isfinite()).flatten(1).any(1).nonzero()[0])}')
+        raise ValueError(f'x holds NaN or infinity, first in sample {int((~x.isfinite()).nonzero()[0, 0])}')
     return x.float()
 
 # %% ../nbs/05_data.ipynb #e20ca726
