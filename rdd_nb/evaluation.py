@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 from safetensors.torch import save as to_bytes
-from sklearn.base import clone
 from sklearn.utils.validation import has_fit_parameter
 from tqdm.auto import tqdm
 
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 from .core import Cost, atomic_write, generator, pick_device, read_tensors
 from .data import GroupedDataset
 from .kmeans import KMeans, assign_nearest
+from .learners import seeded_clone
 from .models import usual
 from .corruptions import as_corruptions
 from .metrics import NoiseWarning, group_metrics, notes, population_shares, summary_metrics
@@ -306,9 +306,7 @@ def _for_estimator(estimator, source):
 
 def _fitted(estimator, x, y, weight, key, n_classes):
     "A clone with a random state of its own, fitted, as a function from samples to answers."
-    model, state = clone(estimator, safe=False), generator('estimator', key).initial_seed() % 2**31
-    names = [k for k in getattr(model, 'get_params', dict)() if k.split('__')[-1] == 'random_state']
-    if names: model.set_params(**dict.fromkeys(names, state))
+    model = seeded_clone(estimator, key)
     model.fit(x, y, **({} if weight is None else dict(sample_weight=weight)))
     return lambda x: _answer(model, x, n_classes)
 

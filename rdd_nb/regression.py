@@ -7,24 +7,24 @@ __all__ = ['rmse_interval', 'number_metrics', 'number_row', 'regressor', 'error_
 
 # %% ../nbs/49_regression.ipynb #17f7a17e
 import numpy as np
-from sklearn.base import clone
 
 # %% ../nbs/49_regression.ipynb #d8eac626
-from .core import Cost, generator
-from .learners import default_regressors
+from .core import Cost
+from .intervals import bootstrap
+from .learners import default_regressors, seeded_clone
 from .parts import shown
 from .tabular import features_and_target
 
 # %% ../nbs/49_regression.ipynb #898adb5b
 def rmse_interval(
     squares, # (n,) squared errors
-    key=0,   # of the random draws
-    draws=1000,
-) -> list: # low, high
+    seed=0,  # of the random draws
+    **how,   # of `bootstrap`: draws, confidence
+) -> list: # low, high; empty where there are too few errors to say
     "95 % bootstrap interval of the root mean squared error."
-    rng = np.random.default_rng(generator('bootstrap', key).initial_seed() % 2**63)
-    means = squares[rng.integers(len(squares), size=(draws, len(squares)))].mean(1)
-    return np.sqrt(np.quantile(means, (.025, .975))).tolist()
+    if len(squares) < 8: return []       # which `bootstrap` would refuse
+    found = bootstrap(squares, seed=seed, **how)
+    return np.sqrt(np.maximum([found['low'], found['high']], 0)).tolist()
 
 # %% ../nbs/49_regression.ipynb #9f2cc38b
 def number_metrics(
@@ -48,10 +48,7 @@ def number_metrics(
 # %% ../nbs/49_regression.ipynb #2e9a1856
 def _predicted(estimator, x, y, tx, key):
     "Predictions of a clone with a random state of its own."
-    model, state = clone(estimator, safe=False), generator('estimator', key).initial_seed() % 2**31
-    names = [k for k in getattr(model, 'get_params', dict)() if k.split('__')[-1] == 'random_state']
-    if names: model.set_params(**dict.fromkeys(names, state))
-    return np.asarray(model.fit(x, y).predict(tx), float)
+    return np.asarray(seeded_clone(estimator, key).fit(x, y).predict(tx), float)
 
 # %% ../nbs/49_regression.ipynb #95fd1dce
 def number_row(

@@ -363,7 +363,7 @@ def _errors(folders):
 def _error_entry(rows, value, ends, n=None, least=None):
     "Mean of a number over runs: Student's interval over seeds, or that over test rows where there is one run."
     i = interval([value(r) for r in rows])
-    low, high = (i['low'], i['high']) if len(rows) > 1 else ends(rows[0])
+    low, high = (i['low'], i['high']) if len(rows) > 1 else ends(rows[0]) or (None, None)
     if least is not None and low is not None: low = max(low, least)
     return Entry(i['mean'], low, high, 'measure', n)
 
@@ -373,7 +373,7 @@ def error_table(rows) -> pd.DataFrame:
     found = {}
     for m in dict.fromkeys(r['method'] for r in rows):
         own = [r for r in rows if r['method'] == m]
-        line = dict(runs=str(len(own)), R2=_error_entry(own, lambda r: r['r2'], lambda r: (None, None)),
+        line = dict(runs=str(len(own)), R2=_error_entry(own, lambda r: r['r2'], lambda r: ()),
                     RMSE=_error_entry(own, lambda r: r['rmse'], lambda r: r['rmse_interval'], None, 0.))
         for g, n in own[0]['group_counts'].items():
             line[f'RMSE, {g}'] = _error_entry(own, lambda r: r['group_rmse'][g], lambda r: r['group_rmse_interval'][g],
