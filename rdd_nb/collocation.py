@@ -146,9 +146,9 @@ class _Set:
 def distill_points(
     pde,              # a `PDE` or its name
     n=64,             # points
-    seed=0, progress=True,
-    labels=0,         # how many of them are value points
+    seed=0, labels=0, # how many of them are value points
     how=None,         # `Distillation`
+    progress=True,
     device='cpu',     # where networks are trained; reference solutions are computed on the CPU
 ) -> Points: # on the CPU
     "The points from which a freshly drawn network learns best, by the risk over the conditions of the training family."

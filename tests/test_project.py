@@ -1,5 +1,5 @@
 """The project around the notebooks: who imports whom, the README and its commands, the wheel."""
-import ast, os, re, shutil, subprocess, sys, zipfile
+import ast, os, re, shutil, subprocess, sys, tarfile, zipfile
 from configparser import ConfigParser
 from email import message_from_string
 from pathlib import Path
@@ -124,7 +124,9 @@ def wheel(tmp_path_factory):
     for path in ['rdd_nb', 'nbs', 'tests']:   # nbs with the solutions of the assignments
         shutil.copytree(ROOT / path, tmp / path, ignore=shutil.ignore_patterns('__pycache__'))
     sdist = build(tmp, 'sdist')
-    shutil.unpack_archive(sdist, tmp/'unpacked', filter='data')
+    with tarfile.open(sdist) as packed:
+        if hasattr(tarfile, 'data_filter'): packed.extraction_filter = tarfile.data_filter     # not in Python 3.11.2
+        packed.extractall(tmp/'unpacked')
     assert not list((tmp/'unpacked').rglob('_source'))
     return zipfile.ZipFile(build(next((tmp/'unpacked').iterdir()), 'wheel'))
 
